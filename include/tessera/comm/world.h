@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// All ranks of a job as one of them sees it: who am I, and how are groups of ranks made.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tessera/comm/communicator.h"
+
+namespace tessera::comm {
+
+/// One rank's view of the job. Made by `launch`; meshes are made from it.
+/// Lifetime  shared; groups keep what they need alive.
+class World {
+ public:
+  virtual ~World() = default;
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  [[nodiscard]] int rank() const noexcept { return rank_; }
+  [[nodiscard]] int size() const noexcept { return size_; }
+  /// Index among the ranks of this machine; chooses the GPU.
+  [[nodiscard]] int local_rank() const noexcept { return local_rank_; }
+  /// Where this rank's tensors live.
+  [[nodiscard]] c10::Device device() const noexcept { return device_; }
+  /// "single", "thread", "shm", "gloo", "nccl", for messages and reports.
+  [[nodiscard]] virtual std::string transport() const = 0;
+
+  /// A group of the ranks in `members` (ascending global ranks, this rank among them).
+  /// Order   every member calls it with the same members and name; a name is used once per job.
+  /// Throws  CommunicationError when a member does not come within the job's deadline.
+  [[nodiscard]] virtual Communicator group(const std::vector<int>& members, const std::string& name) = 0;
+
+ protected:
+  World(int rank, int size, int local_rank, c10::Device device)
+      : rank_(rank), size_(size), local_rank_(local_rank), device_(device) {}
+
+ private:
+  int rank_;
+  int size_;
+  int local_rank_;
+  c10::Device device_;
+};
+
+}  // namespace tessera::comm
