@@ -45,16 +45,22 @@ class Pending {
   c10::intrusive_ptr<c10d::Work> work_;
 };
 
-/// Handle to a group of ranks; copies refer to the same group. A group of one never touches a backend.
+/// Handle to a group of ranks; copies refer to the same group. A group of one never touches a backend, counts no
+/// traffic, and where a new tensor would be returned it returns the input itself.
+///
 /// Order     every member calls the same collectives in the same order, from one thread at a time.
-/// Inputs    local tensors (never mesh tensors), any strides, any size including zero.
+/// Inputs    local tensors (never mesh tensors), any strides, any size including zero. bool reduces as "or" (sum, max)
+///           and "and" (product, min); avg of integers rounds towards zero, avg of bool is a ShapeError.
+/// Bits      the thread and shm transports fold in rank order, 16-bit floats in float32: ranks as threads, ranks as
+///           processes and repeated runs give the same bits.
 /// Throws    CommunicationError naming the group, operation, sequence number and rank when a peer fails, disagrees or
 ///           the group's deadline passes.
 class Communicator {
  public:
   /// The group of one.
   Communicator();
-  /// Wraps any c10d backend, a user's own too. `name` appears in messages, for instance "tp".
+  /// Wraps any c10d backend, a user's own too; null makes the group of one. `name` appears in messages, for instance
+  /// "tp".
   Communicator(c10::intrusive_ptr<c10d::Backend> backend, std::string name);
 
   [[nodiscard]] int rank() const noexcept { return rank_; }
@@ -67,7 +73,8 @@ class Communicator {
   /// Reduction over the ranks, in place.
   void all_reduce(at::Tensor& tensor, ReduceOp op = ReduceOp::kSum) const;
   /// The same for several tensors as one collective (one dtype): how gradient buckets travel. Returns at once; the
-  /// tensors must stay alive and untouched until wait().
+  /// tensors must stay untouched until wait(). On the thread and shm transports the work is done while the rank waits
+  /// for it or calls any later collective.
   [[nodiscard]] Pending all_reduce_coalesced(std::vector<at::Tensor> tensors, ReduceOp op = ReduceOp::kSum) const;
   /// [n, ...] on every rank -> [size * n, ...], rank-major along dim 0. Same n everywhere.
   [[nodiscard]] at::Tensor all_gather(const at::Tensor& tensor) const;
@@ -78,8 +85,14 @@ class Communicator {
                                       const std::vector<std::int64_t>& receive_rows) const;
   /// `tensor` of `root` overwrites everyone's.
   void broadcast(at::Tensor& tensor, int root) const;
+  /// Messages of one pair of ranks with one tag arrive in order; `tag` tells others apart. The receiver's tensor has
+  /// the size and dtype of the sender's.
   void send(const at::Tensor& tensor, int to, int tag = 0) const;
   void receive(at::Tensor& tensor, int from, int tag = 0) const;
+  /// The same without waiting, in any order between two ranks. The tensor stays untouched (and, when receiving, is
+  /// contiguous) until wait().
+  [[nodiscard]] Pending post_send(const at::Tensor& tensor, int to, int tag = 0) const;
+  [[nodiscard]] Pending post_receive(at::Tensor& tensor, int from, int tag = 0) const;
   void barrier() const;
 
  private:

@@ -4,8 +4,6 @@
 
 #include <c10/core/Device.h>
 
-#include <chrono>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -31,9 +29,13 @@ class World {
   [[nodiscard]] virtual std::string transport() const = 0;
 
   /// A group of the ranks in `members` (ascending global ranks, this rank among them).
-  /// Order   every member calls it with the same members and name; a name is used once per job.
+  /// Order   every member calls it with the same members and name; calls that repeat both are told apart by their order.
   /// Throws  CommunicationError when a member does not come within the job's deadline.
   [[nodiscard]] virtual Communicator group(const std::vector<int>& members, const std::string& name) = 0;
+
+  /// This rank failed for `reason`: wakes the peers that wait for it in any common group; they throw a
+  /// CommunicationError with that reason. Any thread; at most once is enough.
+  virtual void abort(const std::string& reason) noexcept { static_cast<void>(reason); }
 
  protected:
   World(int rank, int size, int local_rank, c10::Device device)

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+// Communicator over any c10d backend: contiguous copies, bool as bytes, errors with names, traffic.
+#include "tessera/comm/communicator.h"
+
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "comm/local_backend.h"
+#include "tessera/base/error.h"
+
+namespace tessera::comm {
+
+namespace {
+
+c10d::ReduceOp to_c10d(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::kSum: return c10d::ReduceOp::SUM;
+    case ReduceOp::kAvg: return c10d::ReduceOp::AVG;
+    case ReduceOp::kMax: return c10d::ReduceOp::MAX;
+    case ReduceOp::kMin: return c10d::ReduceOp::MIN;
+    case ReduceOp::kProduct: return c10d::ReduceOp::PRODUCT;
+  }
+  throw ShapeError("reduction: unknown ReduceOp");
+}
+
+// What a reduction of bool means on bytes that are 0 or 1.
+ReduceOp on_bytes(ReduceOp op) {
+  check<ShapeError>(op != ReduceOp::kAvg, "reduction: the average of bool is not a bool; cast the tensor first");
+  return op == ReduceOp::kSum || op == ReduceOp::kMax ? ReduceOp::kMax : ReduceOp::kMin;
+}
+
+bool is_bool(const at::Tensor& tensor) { return tensor.scalar_type() == at::kBool; }
+
+at::Tensor as_bytes(const at::Tensor& tensor) { return is_bool(tensor) ? tensor.view(at::kByte) : tensor; }
+
+std::int64_t nbytes(const at::Tensor& tensor) { return static_cast<std::int64_t>(tensor.nbytes()); }
+
+// [n, ...] -> [rows, ...]; a scalar counts as one row.
+at::Tensor empty_with_rows(const at::Tensor& like, std::int64_t rows) {
+  std::vector<std::int64_t> sizes = like.dim() == 0 ? std::vector<std::int64_t>{1} : like.sizes().vec();
+  sizes[0] = rows;
+  return at::empty(sizes, like.options().requires_grad(false));
+}
+
+std::int64_t num_rows(const at::Tensor& tensor) { return tensor.dim() == 0 ? 1 : tensor.size(0); }
+
+// Copies results back into the caller's non-contiguous tensors once they are there.
+class CopyBackWork final : public c10d::Work {
+ public:
+  CopyBackWork(c10::intrusive_ptr<c10d::Work> inner, std::vector<std::pair<at::Tensor, at::Tensor>> copies)
+      : inner_(std::move(inner)), copies_(std::move(copies)) {}
+  bool isCompleted() override { return copies_.empty() && inner_->isCompleted(); }
+  bool isSuccess() const override { return inner_->isSuccess(); }
+  std::exception_ptr exception() const override { return inner_->exception(); }
+  bool wait(std::chrono::milliseconds timeout) override {
+    const bool result = inner_->wait(timeout);
+    for (auto& [target, source] : copies_) target.copy_(source);
+    copies_.clear();
+    return result;
+  }
+
+ private:
+  c10::intrusive_ptr<c10d::Work> inner_;
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies_;
+};
+
+}  // namespace
+
+Pending::Pending(c10::intrusive_ptr<c10d::Work> work) : work_(std::move(work)) {}
+Pending::~Pending() = default;
+Pending::Pending(Pending&&) noexcept = default;
+Pending& Pending::operator=(Pending&&) noexcept = default;
+Pending::Pending(const Pending&) = default;
+Pending& Pending::operator=(const Pending&) = default;
+
+void Pending::wait() {
+  if (!work_) return;
+  const c10::intrusive_ptr<c10d::Work> work = std::exchange(work_, {});
+  try {
+    work->wait();
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw CommunicationError(fmt::format("wait for an asynchronous collective: {}", error.what()));
+  }
+}
+
+bool Pending::done() const noexcept { return !work_; }
+
+struct Communicator::State {
+  c10::intrusive_ptr<c10d::Backend> backend;
+  std::string name;
+  Traffic traffic;
+  // Other engines refuse empty messages, which need no traffic anyway.
+  bool moves_empty = false;
+
+  void count(std::int64_t bytes) {
+    ++traffic.calls;
+    traffic.bytes += bytes;
+  }
+
+  [[nodiscard]] bool skips(std::int64_t bytes) const { return bytes == 0 && !moves_empty; }
+
+  // Runs `call` and gives foreign errors a name.
+  template <class Call>
+  auto guarded(const char* operation, Call&& call) const {
+    try {
+      return call();
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& error) {
+      throw CommunicationError(fmt::format("{}, call {} of group {} (rank {} of {}): {}", operation, traffic.calls, name,
+                                           backend->getRank(), backend->getSize(), error.what()));
+    }
+  }
+
+  // One call of the backend, to its end.
+  template <class Call>
+  void run(const char* operation, Call&& call) const {
+    guarded(operation, [&] {
+      const c10::intrusive_ptr<c10d::Work> work = call();
+      if (work) work->wait();
+    });
+  }
+
+  // One point-to-point call of the backend.
+  template <class Call>
+  Pending post(const char* operation, const at::Tensor& tensor, int peer, Call&& call) {
+    const int rank = backend ? backend->getRank() : 0;
+    const int size = backend ? backend->getSize() : 1;
+    check<ShapeError>(peer >= 0 && peer < size && peer != rank,
+                      "{} on group {} (rank {} of {}): {} is not another rank of the group", operation, name, rank, size,
+                      peer);
+    count(nbytes(tensor));
+    if (skips(nbytes(tensor))) return {};
+    std::vector<at::Tensor> tensors{as_bytes(tensor.contiguous())};
+    return Pending(guarded(operation, [&] { return call(tensors); }));
+  }
+};
+
+Communicator::Communicator() : Communicator(nullptr, "single") {}
+
+Communicator::Communicator(c10::intrusive_ptr<c10d::Backend> backend, std::string name)
+    : state_(std::make_shared<State>()) {
+  state_->name = std::move(name);
+  if (!backend) return;
+  rank_ = backend->getRank();
+  size_ = backend->getSize();
+  if (size_ == 1) return;
+  state_->moves_empty = dynamic_cast<detail::LocalBackend*>(backend.get()) != nullptr;
+  state_->backend = std::move(backend);
+}
+
+const std::string& Communicator::name() const noexcept { return state_->name; }
+const Traffic& Communicator::traffic() const noexcept { return state_->traffic; }
+const c10::intrusive_ptr<c10d::Backend>& Communicator::backend() const noexcept { return state_->backend; }
+
+void Communicator::all_reduce(at::Tensor& tensor, ReduceOp op) const {
+  if (size_ == 1) return;
+  state_->count(nbytes(tensor));
+  if (state_->skips(nbytes(tensor))) return;
+  if (is_bool(tensor)) op = on_bytes(op);
+  const bool is_contiguous = tensor.is_contiguous();
+  std::vector<at::Tensor> tensors{as_bytes(is_contiguous ? tensor : tensor.contiguous())};
+  c10d::AllreduceOptions options;
+  options.reduceOp = to_c10d(op);
+  options.asyncOp = false;
+  state_->run("all_reduce", [&] { return state_->backend->allreduce(tensors, options); });
+  if (!is_contiguous) tensor.copy_(tensors.front().view(tensor.scalar_type()));
+}
+
+Pending Communicator::all_reduce_coalesced(std::vector<at::Tensor> tensors, ReduceOp op) const {
+  if (size_ == 1 || tensors.empty()) return {};
+  const c10::ScalarType dtype = tensors.front().scalar_type();
+  std::int64_t bytes = 0;
+  std::vector<std::pair<at::Tensor, at::Tensor>> copies;
+  for (at::Tensor& tensor : tensors) {
+    check<ShapeError>(tensor.scalar_type() == dtype,
+                      "all_reduce_coalesced on group {}: tensors of {} and {}; make one call per dtype", state_->name,
+                      detail::dtype_name(dtype), detail::dtype_name(tensor.scalar_type()));
+    bytes += nbytes(tensor);
+    if (!tensor.is_contiguous()) {
+      copies.emplace_back(tensor, tensor.contiguous());
+      tensor = copies.back().second;
+    }
+    tensor = as_bytes(tensor);
+  }
+  state_->count(bytes);
+  if (state_->skips(bytes)) return {};
+  if (!state_->moves_empty) std::erase_if(tensors, [](const at::Tensor& tensor) { return tensor.numel() == 0; });
+  c10d::AllreduceCoalescedOptions options;
+  options.reduceOp = to_c10d(dtype == at::kBool ? on_bytes(op) : op);
+  c10::intrusive_ptr<c10d::Work> work =
+      state_->guarded("all_reduce_coalesced", [&] { return state_->backend->allreduce_coalesced(tensors, options); });
+  if (!copies.empty()) work = c10::make_intrusive<CopyBackWork>(std::move(work), std::move(copies));
+  return Pending(std::move(work));
+}
+
+at::Tensor Communicator::all_gather(const at::Tensor& tensor) const {
+  if (size_ == 1) return tensor.dim() == 0 ? tensor.reshape({1}) : tensor;
+  at::Tensor output = empty_with_rows(tensor, num_rows(tensor) * size_);
+  state_->count(nbytes(output));
+  if (state_->skips(nbytes(output))) return output;
+  at::Tensor input = as_bytes(tensor.contiguous());
+  at::Tensor target = as_bytes(output);
+  c10d::AllgatherOptions options;
+  options.asyncOp = false;
+  state_->run("all_gather", [&] { return state_->backend->_allgather_base(target, input, options); });
+  return output;
+}
+
+at::Tensor Communicator::reduce_scatter(const at::Tensor& tensor, ReduceOp op) const {
+  check<ShapeError>(tensor.dim() > 0 && tensor.size(0) % size_ == 0,
+                    "reduce_scatter on group {} (rank {} of {}): dim 0 of the input is {}, not a multiple of {}; pad the "
+                    "input",
+                    state_->name, rank_, size_, tensor.dim() > 0 ? tensor.size(0) : 0, size_);
+  if (size_ == 1) return tensor;
+  at::Tensor output = empty_with_rows(tensor, tensor.size(0) / size_);
+  state_->count(nbytes(tensor));
+  if (state_->skips(nbytes(tensor))) return output;
+  if (is_bool(tensor)) op = on_bytes(op);
+  at::Tensor input = as_bytes(tensor.contiguous());
+  at::Tensor target = as_bytes(output);
+  c10d::ReduceScatterOptions options;
+  options.reduceOp = to_c10d(op);
+  options.asyncOp = false;
+  state_->run("reduce_scatter", [&] { return state_->backend->_reduce_scatter_base(target, input, options); });
+  return output;
+}
+
+at::Tensor Communicator::all_to_all(const at::Tensor& tensor, const std::vector<std::int64_t>& send_rows,
+                                    const std::vector<std::int64_t>& receive_rows) const {
+  const auto ranks = static_cast<std::size_t>(size_);
+  check<ShapeError>(send_rows.size() == ranks && receive_rows.size() == ranks,
+                    "all_to_all on group {} (rank {} of {}): {} counts of rows to send and {} to receive; give one per "
+                    "rank",
+                    state_->name, rank_, size_, send_rows.size(), receive_rows.size());
+  const std::int64_t sent = std::accumulate(send_rows.begin(), send_rows.end(), std::int64_t{0});
+  const std::int64_t received = std::accumulate(receive_rows.begin(), receive_rows.end(), std::int64_t{0});
+  check<ShapeError>(tensor.dim() > 0 && tensor.size(0) == sent,
+                    "all_to_all on group {} (rank {} of {}): the rows to send add up to {}, dim 0 of the input is {}",
+                    state_->name, rank_, size_, sent, tensor.dim() > 0 ? tensor.size(0) : 0);
+  if (size_ == 1) return tensor;
+  at::Tensor output = empty_with_rows(tensor, received);
+  state_->count(std::max(nbytes(tensor), nbytes(output)));
+  at::Tensor input = as_bytes(tensor.contiguous());
+  at::Tensor target = as_bytes(output);
+  std::vector<std::int64_t> send(send_rows);
+  std::vector<std::int64_t> receive(receive_rows);
+  c10d::AllToAllOptions options;
+  options.asyncOp = false;
+  state_->run("all_to_all",
+              [&] { return state_->backend->alltoall_base(target, input, receive, send, options); });
+  return output;
+}
+
+void Communicator::broadcast(at::Tensor& tensor, int root) const {
+  check<ShapeError>(root >= 0 && root < size_, "broadcast on group {}: root {} is not one of its {} ranks",
+                    state_->name, root, size_);
+  if (size_ == 1) return;
+  state_->count(nbytes(tensor));
+  if (state_->skips(nbytes(tensor))) return;
+  const bool is_contiguous = tensor.is_contiguous();
+  std::vector<at::Tensor> tensors{as_bytes(is_contiguous ? tensor : tensor.contiguous())};
+  c10d::BroadcastOptions options;
+  options.rootRank = root;
+  options.asyncOp = false;
+  state_->run("broadcast", [&] { return state_->backend->broadcast(tensors, options); });
+  if (!is_contiguous && rank_ != root) tensor.copy_(tensors.front().view(tensor.scalar_type()));
+}
+
+void Communicator::send(const at::Tensor& tensor, int to, int tag) const {
+  post_send(tensor, to, tag).wait();
+}
+
+void Communicator::receive(at::Tensor& tensor, int from, int tag) const {
+  if (tensor.is_contiguous()) return post_receive(tensor, from, tag).wait();
+  at::Tensor copy = tensor.contiguous();
+  post_receive(copy, from, tag).wait();
+  tensor.copy_(copy);
+}
+
+Pending Communicator::post_send(const at::Tensor& tensor, int to, int tag) const {
+  return state_->post("post_send", tensor, to, [&](std::vector<at::Tensor>& tensors) {
+    return state_->backend->send(tensors, to, tag);
+  });
+}
+
+Pending Communicator::post_receive(at::Tensor& tensor, int from, int tag) const {
+  check<ShapeError>(tensor.is_contiguous(), "post_receive on group {}: the tensor is not contiguous; receive into a "
+                    "contiguous tensor and copy", state_->name);
+  return state_->post("post_receive", tensor, from, [&](std::vector<at::Tensor>& tensors) {
+    return state_->backend->recv(tensors, from, tag);
+  });
+}
+
+void Communicator::barrier() const {
+  if (size_ == 1) return;
+  state_->count(0);
+  c10d::BarrierOptions options;
+  options.asyncOp = false;
+  state_->run("barrier", [&] { return state_->backend->barrier(options); });
+}
+
+}  // namespace tessera::comm
