@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a tensor lies on one axis of a mesh, and on all of them.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+#include <string_view>
+
+namespace tessera {
+
+/// What the ranks along an axis hold of one tensor.
+enum class PlacementKind : std::uint8_t {
+  kReplicate,  ///< every rank holds the value
+  kShard,      ///< rank i holds the i-th chunk along a dim, cut as torch::chunk cuts
+  kPartial,    ///< the value is the reduction of what the ranks hold
+};
+
+/// Reduction that turns partial values into the value.
+enum class PartialOp : std::uint8_t { kSum, kMax, kMin };
+
+/// Placement on one axis. A value type; make one with Replicate(), Shard(dim) or Partial(op).
+struct Placement {
+  PlacementKind kind = PlacementKind::kReplicate;
+  PartialOp op = PartialOp::kSum;  ///< meaningful for kPartial
+  std::int16_t dim = 0;            ///< meaningful for kShard; never negative
+
+  [[nodiscard]] constexpr bool is_replicate() const noexcept { return kind == PlacementKind::kReplicate; }
+  [[nodiscard]] constexpr bool is_shard() const noexcept { return kind == PlacementKind::kShard; }
+  [[nodiscard]] constexpr bool is_shard(std::int64_t on_dim) const noexcept { return is_shard() && dim == on_dim; }
+  [[nodiscard]] constexpr bool is_partial() const noexcept { return kind == PlacementKind::kPartial; }
+  friend constexpr bool operator==(const Placement&, const Placement&) noexcept = default;
+};
+
+// The field's words for placements (those of DTensor), hence the capital letters of functions that read as types.
+[[nodiscard]] constexpr Placement Replicate() noexcept { return {}; }
+[[nodiscard]] constexpr Placement Shard(std::int64_t dim) noexcept {
+  return {PlacementKind::kShard, PartialOp::kSum, static_cast<std::int16_t>(dim)};
+}
+[[nodiscard]] constexpr Placement Partial(PartialOp op = PartialOp::kSum) noexcept {
+  return {PlacementKind::kPartial, op, 0};
+}
+
+/// Axes a mesh may have at most: one per canonical axis name.
+inline constexpr int kMaxAxes = 6;
+
+/// One placement per mesh axis, in mesh order. A small value without allocation: specs are compared and hashed on
+/// every operation.
+class Placements {
+ public:
+  constexpr Placements() = default;
+  constexpr Placements(std::initializer_list<Placement> placements) {
+    for (const Placement& placement : placements) {
+      items_[size_++] = placement;
+    }
+  }
+  /// `num_axes` times Replicate().
+  [[nodiscard]] static constexpr Placements replicated(int num_axes) {
+    Placements result;
+    result.size_ = static_cast<std::uint8_t>(num_axes);
+    return result;
+  }
+
+  [[nodiscard]] constexpr int size() const noexcept { return size_; }
+  [[nodiscard]] constexpr Placement& operator[](int axis) { return items_[static_cast<std::size_t>(axis)]; }
+  [[nodiscard]] constexpr const Placement& operator[](int axis) const { return items_[static_cast<std::size_t>(axis)]; }
+  [[nodiscard]] constexpr const Placement* begin() const noexcept { return items_.data(); }
+  [[nodiscard]] constexpr const Placement* end() const noexcept { return items_.data() + size_; }
+
+  [[nodiscard]] constexpr bool all_replicate() const noexcept {
+    for (const Placement& placement : *this) {
+      if (!placement.is_replicate()) return false;
+    }
+    return true;
+  }
+  [[nodiscard]] constexpr bool any_partial() const noexcept {
+    for (const Placement& placement : *this) {
+      if (placement.is_partial()) return true;
+    }
+    return false;
+  }
+  friend constexpr bool operator==(const Placements&, const Placements&) noexcept = default;
+
+ private:
+  std::array<Placement, kMaxAxes> items_{};
+  std::uint8_t size_ = 0;
+};
+
+/// "replicate", "shard(0)", "partial(sum)".
+[[nodiscard]] std::string to_string(const Placement& placement);
+
+/// Inverse of to_string; also takes the words "colwise" (shard(0) of a weight [out, in]) and "rowwise" (shard(1)).
+/// Throws ConfigError naming the text and what is allowed.
+[[nodiscard]] Placement parse_placement(std::string_view text);
+
+/// The contiguous part of a dim that one of `parts` ranks holds.
+struct Extent {
+  std::int64_t offset = 0;
+  std::int64_t length = 0;
+  friend constexpr bool operator==(const Extent&, const Extent&) noexcept = default;
+};
+
+/// Part `index` of a dim of `size`, cut as torch::chunk cuts: every part ceil(size / parts) long until the dim is
+/// used up; later parts are shorter or empty.
+[[nodiscard]] constexpr Extent chunk_extent(std::int64_t size, std::int64_t parts, std::int64_t index) noexcept {
+  const std::int64_t chunk = (size + parts - 1) / parts;
+  const std::int64_t begin = chunk * index < size ? chunk * index : size;
+  const std::int64_t end = begin + chunk < size ? begin + chunk : size;
+  return {begin, end - begin};
+}
+
+}  // namespace tessera
