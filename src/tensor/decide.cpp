@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// From rows to a decision: the cheapest legal row on every axis.
+#include "tensor/decide.h"
+
+#include <limits>
+
+#include "tensor/redistribute.h"
+#include "tessera/base/error.h"
+
+namespace tessera::tensor {
+namespace {
+
+/// Row 0: always legal.
+Row replicated_row(const OpCall& call) {
+  Row row;
+  row.inputs.resize(call.tensors.size());
+  row.outputs.resize(static_cast<std::size_t>(call.num_outputs()));
+  return row;
+}
+
+/// Bytes of tensor `index` on a rank if `axis` did not cut it.
+double bytes_without(const OpCall& call, std::size_t index, int axis) {
+  const TensorArg& tensor = call.tensors[index];
+  double bytes = static_cast<double>(tensor.bytes);
+  for (int other = 0; other < tensor.placements.size(); ++other) {
+    if (other != axis && tensor.placements[other].is_shard()) bytes /= call.mesh.axis_size(other);
+  }
+  return bytes;
+}
+
+/// Bytes moved now, and bytes that partial outputs will cost when somebody reads them. A row that moves nothing now
+/// wins over any other: the later reduction may never be needed, or be shared.
+double row_cost(const OpCall& call, const Row& row, int axis) {
+  const int axis_size = call.mesh.axis_size(axis);
+  double bytes = 0;
+  double largest = 0;
+  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+    if (!call.tensors[i].defined) continue;
+    const double whole = bytes_without(call, i, axis);
+    largest = std::max(largest, whole);
+    bytes += redistribution_bytes(call.tensors[i].placements[axis], row.inputs[i], whole, axis_size);
+  }
+  if (bytes == 0) return 0;
+  for (const Placement& output : row.outputs) {
+    if (output.is_partial()) bytes += redistribution_bytes(output, Replicate(), largest, axis_size);
+  }
+  return bytes;
+}
+
+/// An in-place operator leaves `self` where it lies.
+bool keeps_self(const OpCall& call, const Row& row, int axis) {
+  return !call.in_place || row.outputs.empty() || row.outputs[0] == call.tensors[0].placements[axis];
+}
+
+/// A row may cut a dim only if the tensor has it.
+bool cuts_exist(const OpCall& call, const Row& row) {
+  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+    if (call.tensors[i].defined && row.inputs[i].is_shard() && row.inputs[i].dim >= call.tensors[i].dim()) return false;
+  }
+  return true;
+}
+
+Row choose_row(const OpCall& call, const Rule* rule, int axis) {
+  Rows rows{replicated_row(call)};
+  if (rule != nullptr && rule->rows != nullptr) rule->rows(call, axis, rows);
+  const Row* best = nullptr;
+  double best_cost = std::numeric_limits<double>::infinity();
+  for (const bool keep_self : {true, false}) {
+    for (const Row& row : rows) {
+      if (!cuts_exist(call, row) || (keep_self && !keeps_self(call, row, axis))) continue;
+      const double cost = row_cost(call, row, axis);
+      if (cost < best_cost) {
+        best = &row;
+        best_cost = cost;
+      }
+    }
+    if (best != nullptr) break;
+  }
+  return *best;
+}
+
+void refuse_if_strict(const OpCall& call) {
+  check<ShapeError>(!call.mesh.options().strict,
+                    "operator {} has no rule and would run gathered and replicated on mesh {}; leave strict mode or "
+                    "keep its inputs replicated",
+                    call.schema.name(), call.mesh.to_string());
+}
+
+bool any_spread(const OpCall& call) {
+  for (const TensorArg& tensor : call.tensors) {
+    if (tensor.defined && !tensor.placements.all_replicate()) return true;
+  }
+  return false;
+}
+
+/// The sharded dim of some input that `output` follows on `axis`: its global size is that of the input's dim.
+std::int64_t followed_size(const OpCall& call, const Decision& decision, int axis) {
+  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+    const Placement placement = decision.inputs[i][axis];
+    if (call.tensors[i].defined && placement.is_shard()) {
+      return call.tensors[i].sizes[static_cast<std::size_t>(placement.dim)];
+    }
+  }
+  return -1;
+}
+
+Sizes follow_inputs(const OpCall& call, const Decision& decision, const Placements& placements,
+                    at::IntArrayRef local) {
+  Sizes sizes(local.begin(), local.end());
+  for (int axis = 0; axis < placements.size(); ++axis) {
+    if (!placements[axis].is_shard()) continue;
+    sizes[static_cast<std::size_t>(placements[axis].dim)] = followed_size(call, decision, axis);
+  }
+  return sizes;
+}
+
+}  // namespace
+
+int OpCall::index_of(const char* name) const {
+  for (std::size_t i = 0; i < schema.arguments().size(); ++i) {
+    if (schema.arguments()[i].name() == name) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+Decision decide(const OpCall& call, const Rule* rule) {
+  const int num_axes = call.mesh.num_axes();
+  Decision decision;
+  decision.inputs.resize(call.tensors.size(), Placements::replicated(num_axes));
+  decision.outputs.resize(static_cast<std::size_t>(call.num_outputs()), Placements::replicated(num_axes));
+  decision.fallback = rule == nullptr && any_spread(call);
+  if (decision.fallback) refuse_if_strict(call);
+  for (int axis = 0; axis < num_axes; ++axis) {
+    if (call.mesh.axis_size(axis) == 1) continue;
+    const Row row = choose_row(call, rule, axis);
+    for (std::size_t i = 0; i < row.inputs.size(); ++i) decision.inputs[i][axis] = row.inputs[i];
+    for (std::size_t i = 0; i < row.outputs.size(); ++i) decision.outputs[i][axis] = row.outputs[i];
+  }
+  if (rule != nullptr && rule->localise != nullptr) rule->localise(call, decision);
+  return decision;
+}
+
+void fill_output_sizes(const OpCall& call, const Rule* rule, Decision& decision,
+                       c10::ArrayRef<c10::IValue> local_outputs) {
+  const bool stated = rule != nullptr && rule->output_sizes != nullptr;
+  std::vector<Sizes> sizes = stated ? rule->output_sizes(call) : std::vector<Sizes>{};
+  sizes.resize(local_outputs.size());
+  for (std::size_t i = 0; i < local_outputs.size(); ++i) {
+    if (local_outputs[i].isTensorList() && !local_outputs[i].toListRef().empty()) {
+      const at::Tensor& first = local_outputs[i].toListRef()[0].toTensor();
+      sizes[i] = follow_inputs(call, decision, decision.outputs[i], first.sizes());
+    }
+    if (!local_outputs[i].isTensor() || !local_outputs[i].toTensor().defined()) continue;
+    const at::Tensor& local = local_outputs[i].toTensor();
+    if (!stated || sizes[i].size() != static_cast<std::size_t>(local.dim())) {
+      sizes[i] = follow_inputs(call, decision, decision.outputs[i], local.sizes());
+    }
+    const Sizes expected = local_sizes(sizes[i], decision.outputs[i], call.mesh);
+    check<Error>(local.sizes() == at::IntArrayRef(expected),
+                 "{}: output {} of rank {} has local sizes [{}], but its rule says [{}] of [{}]; the rule is wrong",
+                 call.schema.name(), i, call.mesh.rank(), fmt::join(local.sizes(), ", "), fmt::join(expected, ", "),
+                 fmt::join(sizes[i], ", "));
+  }
+  decision.output_sizes = std::move(sizes);
+  decision.sizes_known = true;
+}
+
+}  // namespace tessera::tensor

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decisions remembered per mesh and rank.
+#include "tensor/decision_cache.h"
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <bit>
+
+namespace tessera::tensor {
+namespace {
+
+/// Programs whose sizes never repeat must not grow without bound; a cleared cache is only slow.
+constexpr std::size_t kMaxDecisions = 1 << 16;
+
+/// Words for arguments that have no number: they only need to differ from each other.
+constexpr std::int64_t kNone = -0x7e57;
+constexpr std::int64_t kUnread = -0x7e58;
+
+}  // namespace
+
+void CallKey::add(const Placements& placements) {
+  for (const Placement& placement : placements) words_.push_back(std::bit_cast<std::int32_t>(placement));
+}
+
+void CallKey::add_argument(const c10::IValue& value) {
+  // Floating point numbers, scalars, devices and generators never decide a placement.
+  if (value.isInt()) {
+    add(value.toInt());
+  } else if (value.isBool()) {
+    add(value.toBool() ? 1 : 0);
+  } else if (value.isIntList()) {
+    const auto list = value.toDimVector();
+    add(at::IntArrayRef(list));
+  } else if (value.isBoolList()) {
+    const auto list = value.toBoolList();
+    add(static_cast<std::int64_t>(list.size()));
+    for (const bool item : list) add(item ? 1 : 0);
+  } else {
+    add(value.isNone() ? kNone : kUnread);
+  }
+}
+
+MeshRuntime& MeshRuntime::of(const Mesh& mesh) {
+  std::shared_ptr<void>& slot = mesh.attachment();
+  if (slot == nullptr) [[unlikely]] slot = std::make_shared<MeshRuntime>();
+  return *static_cast<MeshRuntime*>(slot.get());
+}
+
+Decision* MeshRuntime::find(std::span<const std::int64_t> key) {
+  const auto found = decisions_.find(key);
+  return found == decisions_.end() ? nullptr : &found->second;
+}
+
+Decision& MeshRuntime::remember(std::span<const std::int64_t> key, Decision decision) {
+  if (decisions_.size() >= kMaxDecisions) decisions_.clear();
+  return decisions_.insert_or_assign(std::vector<std::int64_t>(key.begin(), key.end()), std::move(decision))
+      .first->second;
+}
+
+std::size_t MeshRuntime::Hash::operator()(std::span<const std::int64_t> words) const noexcept {
+  return XXH3_64bits(words.data(), words.size_bytes());
+}
+
+}  // namespace tessera::tensor

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decisions remembered per mesh and rank: operator + specs + the scalar arguments that rules may look at.
+#pragma once
+
+#include <c10/util/SmallVector.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "tensor/rule.h"
+
+namespace tessera::tensor {
+
+/// The words that identify a call, gathered without allocation for common calls.
+class CallKey {
+ public:
+  void add(std::int64_t word) { words_.push_back(word); }
+  void add(at::IntArrayRef words) {
+    words_.push_back(static_cast<std::int64_t>(words.size()));
+    words_.append(words.begin(), words.end());
+  }
+  void add(const Placements& placements);
+  void add_argument(const c10::IValue& value);
+  [[nodiscard]] std::span<const std::int64_t> words() const noexcept { return {words_.data(), words_.size()}; }
+
+ private:
+  c10::SmallVector<std::int64_t, 48> words_;
+};
+
+/// What the tensor floor knows about one mesh on one rank.
+class MeshRuntime {
+ public:
+  /// The runtime attached to `mesh`, made on first use.
+  [[nodiscard]] static MeshRuntime& of(const Mesh& mesh);
+
+  /// Null if the call is new.
+  [[nodiscard]] Decision* find(std::span<const std::int64_t> key);
+  Decision& remember(std::span<const std::int64_t> key, Decision decision);
+
+  void count_fallback(const std::string& operator_name) { ++fallbacks_[operator_name]; }
+  [[nodiscard]] const std::map<std::string, std::int64_t>& fallbacks() const noexcept { return fallbacks_; }
+
+ private:
+  struct Hash {
+    using is_transparent = void;
+    std::size_t operator()(std::span<const std::int64_t> words) const noexcept;
+    std::size_t operator()(const std::vector<std::int64_t>& words) const noexcept {
+      return (*this)(std::span<const std::int64_t>(words));
+    }
+  };
+  struct Equal {
+    using is_transparent = void;
+    template <class A, class B>
+    bool operator()(const A& a, const B& b) const noexcept {
+      return std::equal(a.begin(), a.end(), b.begin(), b.end());
+    }
+  };
+  std::unordered_map<std::vector<std::int64_t>, Decision, Hash, Equal> decisions_;
+  std::map<std::string, std::int64_t> fallbacks_;
+};
+
+}  // namespace tessera::tensor

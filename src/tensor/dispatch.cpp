@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0
+// The boxed kernel behind every operator on mesh tensors: find the specs, decide, redistribute, run locally, wrap.
+#include "tensor/dispatch.h"
+
+#include <ATen/core/List.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <mutex>
+
+#include "tensor/decide.h"
+#include "tensor/decision_cache.h"
+#include "tensor/operator_info.h"
+#include "tensor/redistribute.h"
+#include "tessera/base/error.h"
+
+namespace tessera::tensor {
+namespace {
+
+using Stack = torch::jit::Stack;
+
+/// A tensor among the arguments: in a slot of the stack, or an element of a list in that slot.
+struct TensorSlot {
+  at::Tensor tensor;
+  int argument;
+  bool written;
+};
+
+/// One call on its way through the dispatcher.
+class Call {
+ public:
+  Call(const c10::OperatorHandle& op, const OperatorInfo& info, Stack& stack)
+      : op_(op), info_(info), stack_(stack), base_(stack.size() - info.arguments.size()) {
+    collect_tensors();
+  }
+
+  void run() {
+    if (mesh_ == nullptr) {
+      // Only reached through an out= argument or an empty list: nothing to distribute.
+      op_.callBoxed(stack_);
+      return;
+    }
+    refuse_what_has_no_meaning();
+    Decision* decision = known_decision();
+    if (decision->fallback) MeshRuntime::of(*mesh_).count_fallback(info_.name);
+    localise_arguments(*decision);
+    if (decision->compute != nullptr) {
+      decision->compute(op_, *decision, *mesh_, stack_);
+    } else {
+      op_.callBoxed(stack_);
+    }
+    write_back(*decision);
+    wrap_outputs(*decision);
+  }
+
+ private:
+  [[nodiscard]] c10::IValue& slot(std::size_t argument) { return stack_[base_ + argument]; }
+
+  void add_tensor(const at::Tensor& tensor, std::size_t argument) {
+    tensors_.push_back({tensor, static_cast<int>(argument), info_.arguments[argument].written});
+    if (!is_mesh(tensor)) return;
+    const Mesh& mesh = storage_of(tensor).mesh();
+    if (mesh_ == nullptr) {
+      mesh_ = &mesh;
+    } else if (!(*mesh_ == mesh)) [[unlikely]] {
+      throw ShapeError(fmt::format("{}: its tensors lie on two meshes, {} and {}; bring them onto one with "
+                                   "tessera::full and tessera::distribute",
+                                   info_.name, mesh_->to_string(), mesh.to_string()));
+    }
+  }
+
+  void collect_tensors() {
+    for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
+      const ArgumentInfo& argument = info_.arguments[i];
+      if (argument.kind == ArgumentKind::kScalar) continue;
+      const c10::IValue& value = slot(i);
+      if (argument.is_out) {
+        outs_.push_back(value.isTensor() ? value.toTensor() : at::Tensor());
+      } else if (value.isTensor()) {
+        add_tensor(value.toTensor(), i);
+      } else if (value.isList()) {
+        for (const c10::IValue& item : value.toListRef()) add_tensor(item.isTensor() ? item.toTensor() : at::Tensor(), i);
+      } else {
+        add_tensor(at::Tensor(), i);
+      }
+    }
+  }
+
+  void refuse_what_has_no_meaning() const {
+    check<ShapeError>(!info_.random || info_.rule != nullptr || mesh_->size() == 1,
+                      "{} draws random numbers that would differ between the ranks of mesh {}; draw on a plain tensor "
+                      "that is the same on every rank and use tessera::distribute",
+                      info_.name, mesh_->to_string());
+    for (const TensorSlot& slot : tensors_) {
+      check<ShapeError>(!slot.written || !is_mesh(slot.tensor) || !storage_of(slot.tensor).is_view_of_copy,
+                        "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the "
+                        "base first, or write with an out-of-place operator",
+                        info_.name);
+      check<ShapeError>(!slot.written || !slot.tensor.defined() || is_mesh(slot.tensor) || slot.argument != 0 ||
+                            mesh_->size() == 1,
+                        "{}: writes a mesh tensor into a plain one; use tessera::full() on the source or distribute "
+                        "the target",
+                        info_.name);
+    }
+  }
+
+  [[nodiscard]] static const Placements& placements_of(const TensorSlot& slot) {
+    return storage_of(slot.tensor).placements();
+  }
+
+  void build_key(CallKey& key) {
+    key.add(static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(&info_)));
+    for (const TensorSlot& slot : tensors_) {
+      if (!slot.tensor.defined()) {
+        key.add(-1);
+        continue;
+      }
+      const bool mesh_tensor = is_mesh(slot.tensor);
+      key.add((static_cast<std::int64_t>(slot.tensor.scalar_type()) << 2) | (mesh_tensor ? 1 : 0));
+      key.add(slot.tensor.sizes());
+      if (mesh_tensor) key.add(placements_of(slot));
+    }
+    for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
+      if (info_.arguments[i].kind == ArgumentKind::kScalar) key.add_argument(slot(i));
+    }
+  }
+
+  [[nodiscard]] OpCall describe_call() {
+    OpCall call{op_.schema(), *mesh_, {}, c10::ArrayRef<c10::IValue>(&slot(0), info_.arguments.size()),
+                info_.in_place};
+    for (const TensorSlot& slot : tensors_) {
+      TensorArg argument;
+      argument.argument = slot.argument;
+      argument.placements = Placements::replicated(mesh_->num_axes());
+      if (slot.tensor.defined()) {
+        argument.defined = true;
+        argument.sizes = slot.tensor.sizes();
+        argument.dtype = slot.tensor.scalar_type();
+        argument.bytes = slot.tensor.numel() * static_cast<std::int64_t>(slot.tensor.element_size());
+        if (is_mesh(slot.tensor)) argument.placements = placements_of(slot);
+      }
+      call.tensors.push_back(argument);
+    }
+    return call;
+  }
+
+  Decision* known_decision() {
+    CallKey key;
+    build_key(key);
+    MeshRuntime& runtime = MeshRuntime::of(*mesh_);
+    if (Decision* found = runtime.find(key.words())) return found;
+    Decision decision = decide(describe_call(), info_.rule);
+    decision.gathers_view = info_.is_view && redistributes(decision);
+    return &runtime.remember(key.words(), std::move(decision));
+  }
+
+  [[nodiscard]] bool redistributes(const Decision& decision) const {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      if (is_mesh(tensors_[i].tensor) && !(placements_of(tensors_[i]) == decision.inputs[i])) return true;
+    }
+    return false;
+  }
+
+  [[nodiscard]] at::Tensor local_for(const TensorSlot& slot, const Placements& target) const {
+    if (!slot.tensor.defined()) return slot.tensor;
+    if (is_mesh(slot.tensor)) {
+      MeshStorage& storage = storage_of(slot.tensor);
+      return storage.placements() == target ? storage.local() : read_as(slot.tensor, target);
+    }
+    if (target.all_replicate()) return slot.tensor;
+    return redistribute_local(slot.tensor, slot.tensor.sizes(), Placements::replicated(mesh_->num_axes()), target,
+                              *mesh_);
+  }
+
+  void localise_arguments(const Decision& decision) {
+    if (!decision.sizes_known) sizes_call_.emplace(describe_call());
+    if (sizes_call_) keep_arguments();
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
+      const ArgumentInfo& argument = info_.arguments[i];
+      if (argument.kind == ArgumentKind::kScalar) continue;
+      if (argument.is_out) {
+        if (slot(i).isTensor()) slot(i) = at::empty({0}, slot(i).toTensor().options().device(mesh_->device()));
+      } else if (slot(i).isList()) {
+        next = localise_list(i, next, decision);
+      } else {
+        at::Tensor local = local_for(tensors_[next], decision.inputs[next]);
+        if (tensors_[next].written) passed_.push_back({next, local});
+        if (tensors_[next].tensor.defined()) slot(i) = std::move(local);
+        ++next;
+      }
+    }
+    for (const auto& [argument, value] : decision.edits) slot(static_cast<std::size_t>(argument)) = value;
+  }
+
+  std::size_t localise_list(std::size_t argument, std::size_t next, const Decision& decision) {
+    const auto type = slot(argument).toList().elementType();
+    c10::impl::GenericList list(type);
+    const std::size_t count = slot(argument).toListRef().size();
+    for (std::size_t k = 0; k < count; ++k, ++next) {
+      at::Tensor local = local_for(tensors_[next], decision.inputs[next]);
+      if (tensors_[next].written) passed_.push_back({next, local});
+      list.push_back(local.defined() ? c10::IValue(std::move(local)) : c10::IValue());
+    }
+    slot(argument) = std::move(list);
+    return next;
+  }
+
+  /// Scalars of the call, for working out global output sizes after the stack is gone.
+  void keep_arguments() {
+    kept_arguments_.assign(stack_.begin() + static_cast<std::ptrdiff_t>(base_), stack_.end());
+    sizes_call_->arguments = kept_arguments_;
+  }
+
+  /// Brings what was written into a redistributed copy back to where the tensor lies.
+  void write_back(const Decision& decision) {
+    for (const auto& [index, local] : passed_) {
+      const TensorSlot& slot = tensors_[index];
+      if (!is_mesh(slot.tensor)) continue;
+      MeshStorage& storage = storage_of(slot.tensor);
+      const Placements& target = decision.inputs[index];
+      if (storage.placements() == target) continue;
+      storage.local().copy_(
+          redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
+    }
+  }
+
+  void wrap_outputs(Decision& decision) {
+    const std::size_t num_outputs = info_.returned_argument.size();
+    const std::size_t first = stack_.size() - num_outputs;
+    if (sizes_call_) {
+      fill_output_sizes(*sizes_call_, info_.rule, decision,
+                        c10::ArrayRef<c10::IValue>(stack_.data() + first, num_outputs));
+    }
+    std::size_t out = 0;
+    for (std::size_t i = 0; i < num_outputs; ++i) {
+      c10::IValue& value = stack_[first + i];
+      const int returned = info_.returned_argument[i];
+      if (returned >= 0 && info_.arguments[static_cast<std::size_t>(returned)].is_out) {
+        value = fill_out(outs_[out++], value.toTensor(), decision, i);
+      } else if (returned >= 0 && value.isTensor()) {
+        value = tensor_of_argument(returned);
+      } else if (value.isTensor() && value.toTensor().defined()) {
+        value = wrap_one(value.toTensor(), decision, i);
+      } else if (value.isList()) {
+        wrap_list(value, decision, i);
+      }
+    }
+  }
+
+  [[nodiscard]] at::Tensor wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const {
+    at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
+    if (decision.gathers_view) storage_of(result).is_view_of_copy = true;
+    return result;
+  }
+
+  void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const {
+    if (value.toListRef().empty() || !value.toListRef()[0].isTensor()) return;
+    c10::List<at::Tensor> list;
+    for (const c10::IValue& item : value.toListRef()) {
+      const at::Tensor& local = item.toTensor();
+      const Placements& placements = decision.outputs[output];
+      Sizes sizes(local.sizes().begin(), local.sizes().end());
+      for (const Placement& placement : placements) {
+        // Rules keep a list's sharded dim as long as the input's.
+        if (placement.is_shard()) {
+          sizes[static_cast<std::size_t>(placement.dim)] =
+              decision.output_sizes[output][static_cast<std::size_t>(placement.dim)];
+        }
+      }
+      at::Tensor result = wrap(local, placements, *mesh_, sizes);
+      if (decision.gathers_view) storage_of(result).is_view_of_copy = true;
+      list.push_back(std::move(result));
+    }
+    value = std::move(list);
+  }
+
+  [[nodiscard]] at::Tensor tensor_of_argument(int argument) const {
+    for (const TensorSlot& slot : tensors_) {
+      if (slot.argument == argument) return slot.tensor;
+    }
+    return {};
+  }
+
+  /// out= variants: `out` takes the result in its own placements, or all of the result's if it had other sizes.
+  [[nodiscard]] at::Tensor fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
+                                    std::size_t output) const {
+    check<ShapeError>(is_mesh(out), "{}: out= is a plain tensor, its inputs are mesh tensors; distribute it first",
+                      info_.name);
+    MeshStorage& storage = storage_of(out);
+    const Sizes& sizes = decision.output_sizes[output];
+    if (out.sizes() == at::IntArrayRef(sizes) && !storage.placements().any_partial()) {
+      storage.local().copy_(
+          redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
+      return out;
+    }
+    out.unsafeGetTensorImpl()->shallow_copy_from(wrap_one(local, decision, output).getIntrusivePtr());
+    return out;
+  }
+
+  const c10::OperatorHandle& op_;
+  const OperatorInfo& info_;
+  Stack& stack_;
+  std::size_t base_;
+  c10::SmallVector<TensorSlot, 6> tensors_;
+  c10::SmallVector<at::Tensor, 1> outs_;
+  c10::SmallVector<std::pair<std::size_t, at::Tensor>, 1> passed_;
+  std::optional<OpCall> sizes_call_;
+  std::vector<c10::IValue> kept_arguments_;
+  const Mesh* mesh_ = nullptr;
+};
+
+/// In-place changes of metadata (t_(), squeeze_()): the local tensor changes, and the global one is wrapped anew.
+void run_metadata_change(const c10::OperatorHandle& op, const OperatorInfo& info, Stack& stack) {
+  const at::Tensor self = stack[stack.size() - info.arguments.size()].toTensor();
+  const auto functional = c10::Dispatcher::singleton().findSchema({base_name(info.name), op.schema().overload_name()});
+  check<ShapeError>(functional.has_value(), "{} is not supported on a mesh tensor; use its out-of-place form",
+                    info.name);
+  functional->callBoxed(stack);
+  self.unsafeGetTensorImpl()->shallow_copy_from(stack.back().toTensor().getIntrusivePtr());
+  stack.back() = self;
+}
+
+/// One per operator, so that what is known of the schema is at hand without a look-up.
+class MeshKernel final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+    const OperatorInfo& info = info_of(op);
+    if (info.changes_metadata) [[unlikely]] {
+      run_metadata_change(op, info, *stack);
+      return;
+    }
+    Call(op, info, *stack).run();
+  }
+
+ private:
+  const OperatorInfo& info_of(const c10::OperatorHandle& op) {
+    std::call_once(once_, [&] { info_ = std::make_unique<OperatorInfo>(op); });
+    return *info_;
+  }
+  std::once_flag once_;
+  std::unique_ptr<OperatorInfo> info_;
+};
+
+/// detach and alias: the same storage, so that a partial value is still reduced once for all.
+class SharingKernel final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
+    stack->back() = share(stack->back().toTensor());
+  }
+};
+
+bool shares_storage(const c10::OperatorName& name) { return name.name == "aten::detach" || name.name == "aten::alias"; }
+
+template <class Kernel>
+torch::CppFunction boxed() {
+  return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>());
+}
+
+std::string local_name(const c10::OperatorName& name) {
+  const std::string base = name.name.substr(name.name.find("::") + 2);
+  return name.overload_name.empty() ? base : base + "." + name.overload_name;
+}
+
+/// A backend fallback alone would not do: alias kernels (CompositeExplicitAutograd) win over it and recurse.
+void register_all(torch::Library& aten) {
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
+    if (!name.name.starts_with("aten::")) continue;
+    const auto op = dispatcher.findOp(name);
+    if (!op || !op->hasSchema() || op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) continue;
+    aten.impl(local_name(name).c_str(), shares_storage(name) ? boxed<SharingKernel>() : boxed<MeshKernel>());
+  }
+}
+
+/// Operators of other namespaces (a user's TORCH_LIBRARY): gathered, replicated and counted.
+void other_namespaces(const c10::OperatorHandle& op, Stack* stack) {
+  const OperatorInfo info(op);
+  Call(op, info, *stack).run();
+}
+
+}  // namespace
+
+void register_operators() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    static torch::Library aten(torch::Library::IMPL, "aten", kMeshKey, __FILE__, __LINE__);
+    static torch::Library any(torch::Library::IMPL, "_", kMeshKey, __FILE__, __LINE__);
+    register_all(aten);
+    any.fallback(torch::CppFunction::makeFromBoxedFunction<&other_namespaces>());
+  });
+}
+
+}  // namespace tessera::tensor

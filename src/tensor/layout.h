@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arithmetic between global and local sizes and strides.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
+
+#include "tessera/mesh/mesh.h"
+
+namespace tessera::tensor {
+
+using Sizes = c10::SmallVector<std::int64_t, 6>;
+
+/// The part of dim `dim` (of global `size`) that this rank holds: chunks of chunks, outermost axis first.
+[[nodiscard]] Extent local_extent(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh);
+
+/// Sizes of this rank's shard of a tensor of `global_sizes`.
+[[nodiscard]] Sizes local_sizes(at::IntArrayRef global_sizes, const Placements& placements, const Mesh& mesh);
+
+/// Into how many parts dim `dim` is cut in all.
+[[nodiscard]] std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh);
+
+/// Strides for global metadata that mirror the layout of `local`, so that composite operators which decide by strides
+/// (reshape: view or copy?) decide what is right for the shard. Dims keep the order of the local strides; a stride of 0
+/// (expanded) stays 0.
+[[nodiscard]] Sizes global_strides(const at::Tensor& local, at::IntArrayRef global_sizes);
+
+}  // namespace tessera::tensor

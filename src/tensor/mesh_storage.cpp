@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Making mesh tensors: storage, keys, sizes and strides.
+#include "tensor/mesh_storage.h"
+
+#include <c10/core/TensorImpl.h>
+
+#include "tensor/layout.h"
+
+namespace tessera::tensor {
+namespace {
+
+c10::DispatchKeySet keys_for(c10::Device device) {
+  // The autocast key of the real device makes autocast see mesh tensors as it sees the shards.
+  const auto autocast = device.is_cuda() ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
+  return c10::DispatchKeySet(kMeshKey) | c10::DispatchKeySet(autocast);
+}
+
+}  // namespace
+
+MeshStorage::MeshStorage(at::Tensor local, const Placements& placements, const Mesh& mesh)
+    : c10::StorageImpl(use_byte_size_t(), 0, at::DataPtr(nullptr, local.device()), nullptr, false),
+      local_(std::move(local)),
+      placements_(placements),
+      mesh_(mesh) {
+  release_data_and_set_meta_custom_data_ptr_error_msg_(
+      "this is a mesh tensor: its data is spread over ranks; read it with tessera::local(), tessera::full() or "
+      "tessera::print()");
+}
+
+void MeshStorage::replace(at::Tensor local, const Placements& placements) {
+  local_ = std::move(local);
+  placements_ = placements;
+}
+
+bool MeshStorage::reduce_with_others() {
+  if (!reducer_) return false;
+  const auto reducer = std::exchange(reducer_, nullptr);
+  reducer();
+  return true;
+}
+
+void MeshStorage::complete() {
+  const Completion completion = std::exchange(completion_, nullptr);
+  completion();
+}
+
+void MeshStorage::release_resources() {
+  c10::StorageImpl::release_resources();
+  local_.reset();
+  completion_ = nullptr;
+  reducer_ = nullptr;
+}
+
+at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes) {
+  const c10::DispatchKeySet keys = keys_for(local.device());
+  const auto dtype = local.dtype();
+  const bool contiguous = local.is_contiguous();
+  c10::SmallVector<std::int64_t, 6> strides;
+  if (!contiguous) strides = global_strides(local, global_sizes);
+  auto impl = c10::make_intrusive<c10::TensorImpl>(
+      c10::Storage(c10::make_intrusive<MeshStorage>(std::move(local), placements, mesh)), keys, dtype);
+  if (contiguous) {
+    impl->set_sizes_contiguous(global_sizes);
+  } else {
+    impl->set_sizes_and_strides(global_sizes, strides);
+  }
+  return at::Tensor(std::move(impl));
+}
+
+at::Tensor share(const at::Tensor& tensor) {
+  return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
+      /*version_counter=*/0, /*allow_tensor_metadata_change=*/true));
+}
+
+}  // namespace tessera::tensor

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// What stands behind a mesh tensor: a StorageImpl that owns the local shard and says how it lies on the mesh.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/StorageImpl.h>
+
+#include <functional>
+
+#include "tessera/mesh/mesh.h"
+
+namespace tessera::tensor {
+
+/// A collective that is filling the local shard; run once, by the first reader.
+using Completion = std::function<void()>;
+
+/// Storage of a mesh tensor. TensorImpls that share it (detach, saved variables) see the same shard: when a partial
+/// value is reduced, it is reduced once for all of them.
+class MeshStorage final : public c10::StorageImpl {
+ public:
+  MeshStorage(at::Tensor local, const Placements& placements, const Mesh& mesh);
+
+  /// The local shard, after whatever fills it has finished.
+  [[nodiscard]] const at::Tensor& local() {
+    if (completion_) [[unlikely]] complete();
+    return local_;
+  }
+  /// The local shard as it is, for those who manage completions themselves.
+  [[nodiscard]] const at::Tensor& local_unfinished() const noexcept { return local_; }
+  [[nodiscard]] const Placements& placements() const noexcept { return placements_; }
+  [[nodiscard]] const Mesh& mesh() const noexcept { return mesh_; }
+
+  /// Replaces shard and placements by others of the same value.
+  void replace(at::Tensor local, const Placements& placements);
+  /// Says that `completion` must run before the shard may be read.
+  void set_completion(Completion completion) { completion_ = std::move(completion); }
+  /// Called before a partial value is reduced on demand: whoever batches reductions gets the chance to do it.
+  void set_reducer(std::function<void()> reducer) { reducer_ = std::move(reducer); }
+  /// Runs and clears the hook of set_reducer; false if there is none.
+  bool reduce_with_others();
+
+  /// A view that had to be made from gathered data: writing into it would not reach its base.
+  bool is_view_of_copy = false;
+
+  void release_resources() override;
+
+ private:
+  void complete();
+
+  at::Tensor local_;
+  Placements placements_;
+  Mesh mesh_;
+  Completion completion_;
+  std::function<void()> reducer_;
+};
+
+/// The dispatch key of mesh tensors. Its autograd and in-place keys come with it.
+inline constexpr c10::DispatchKey kMeshKey = c10::DispatchKey::PrivateUse3;
+
+[[nodiscard]] inline bool is_mesh(const at::TensorImpl* impl) noexcept {
+  return impl->key_set().has_backend(c10::BackendComponent::PrivateUse3Bit);
+}
+[[nodiscard]] inline bool is_mesh(const at::Tensor& tensor) noexcept {
+  return tensor.defined() && is_mesh(tensor.unsafeGetTensorImpl());
+}
+/// Precondition: is_mesh(tensor).
+[[nodiscard]] inline MeshStorage& storage_of(const at::TensorImpl* impl) noexcept {
+  return *static_cast<MeshStorage*>(impl->unsafe_storage().unsafeGetStorageImpl());
+}
+[[nodiscard]] inline MeshStorage& storage_of(const at::Tensor& tensor) noexcept {
+  return storage_of(tensor.unsafeGetTensorImpl());
+}
+
+/// Makes a mesh tensor of `global_sizes` around `local`. Strides follow the local layout.
+[[nodiscard]] at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh,
+                              at::IntArrayRef global_sizes);
+
+/// Another tensor on the same storage and metadata (detach, alias).
+[[nodiscard]] at::Tensor share(const at::Tensor& tensor);
+
+}  // namespace tessera::tensor

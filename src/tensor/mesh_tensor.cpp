@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// The user's view of mesh tensors.
+#include "tessera/tensor/mesh_tensor.h"
+
+#include <ATen/core/Formatting.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <ostream>
+#include <sstream>
+
+#include "tensor/decision_cache.h"
+#include "tensor/dispatch.h"
+#include "tensor/layout.h"
+#include "tensor/mesh_storage.h"
+#include "tensor/redistribute.h"
+#include "tessera/base/error.h"
+
+namespace tessera {
+namespace {
+
+std::string format_placements(const Placements& placements) {
+  std::vector<std::string> words;
+  for (const Placement& placement : placements) words.push_back(to_string(placement));
+  return fmt::format("{}", fmt::join(words, ", "));
+}
+
+void check_placements(at::IntArrayRef sizes, const Mesh& mesh, const Placements& placements, bool partial_allowed) {
+  check<ShapeError>(placements.size() == mesh.num_axes(),
+                    "distribute: {} placements ({}) for mesh {} with {} axes; give one per axis", placements.size(),
+                    format_placements(placements), mesh.to_string(), mesh.num_axes());
+  for (const Placement& placement : placements) {
+    check<ShapeError>(!placement.is_shard() || placement.dim < static_cast<std::int64_t>(sizes.size()),
+                      "distribute: {} of a tensor of sizes [{}], which has {} dims; shard one of them",
+                      to_string(placement), fmt::join(sizes, ", "), sizes.size());
+    check<ShapeError>(partial_allowed || !placement.is_partial(),
+                      "distribute: partial is the state of a sum under way; allowed: replicate, shard(DIM)");
+  }
+}
+
+/// Axes of one rank have nothing to cut or to reduce: everything is replicated there.
+Placements normalise(Placements placements, const Mesh& mesh) {
+  for (int axis = 0; axis < placements.size(); ++axis) {
+    if (mesh.axis_size(axis) == 1) placements[axis] = Replicate();
+  }
+  return placements;
+}
+
+const Placements& checked_placements(const at::Tensor& tensor, const char* operation) {
+  check<ShapeError>(tensor::is_mesh(tensor), "{}: a plain tensor has no placements; make it a mesh tensor with "
+                    "tessera::distribute", operation);
+  return tensor::storage_of(tensor).placements();
+}
+
+at::Tensor own_copy(const at::Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor.clone() : tensor.contiguous();
+}
+
+at::Tensor redistributed(const at::Tensor& tensor, const Placements& target) {
+  const at::Tensor local = tensor::read_as(tensor, target);
+  return tensor::wrap(own_copy(local), target, tensor::storage_of(tensor).mesh(), tensor.sizes());
+}
+
+/// Redistribution keeps the value, so its gradient is the identity.
+struct Redistribute : torch::autograd::Function<Redistribute> {
+  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& tensor, const Placements& target) {
+    return redistributed(tensor, target);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
+                                                 const torch::autograd::variable_list& gradients) {
+    return {gradients[0], at::Tensor()};
+  }
+};
+
+}  // namespace
+
+at::Tensor distribute(const at::Tensor& tensor, const Mesh& mesh, const Placements& placements, Source source) {
+  tensor::register_operators();
+  check<ShapeError>(tensor.defined(), "distribute: the tensor is undefined");
+  check<ShapeError>(!tensor::is_mesh(tensor), "distribute: the tensor is on mesh {} already; use tessera::redistribute",
+                    tensor::is_mesh(tensor) ? tensor::storage_of(tensor).mesh().to_string() : "");
+  check_placements(tensor.sizes(), mesh, placements, /*partial_allowed=*/false);
+  const Placements target = normalise(placements, mesh);
+  at::NoGradGuard no_grad;
+  at::Tensor value = tensor.detach().to(mesh.device());
+  if (source == Source::kRankZero && mesh.size() > 1) {
+    value = own_copy(value);
+    mesh.everyone().broadcast(value, 0);
+  }
+  const at::Tensor mine = tensor::redistribute_local(value, value.sizes(), Placements::replicated(mesh.num_axes()),
+                                                     target, mesh);
+  at::Tensor result = tensor::wrap(own_copy(mine), target, mesh, value.sizes());
+  if (tensor.requires_grad()) result.set_requires_grad(true);
+  return result;
+}
+
+void distribute_(at::Tensor& tensor, const Mesh& mesh, const Placements& placements, Source source) {
+  check<ShapeError>(tensor.defined() && tensor.is_leaf(),
+                    "distribute_: only leaf tensors (parameters, buffers) can change in place; use tessera::distribute");
+  const at::Tensor result = distribute(tensor, mesh, placements, source);
+  // set_data would refuse the change of keys; the virtual behind it does not.
+  tensor.unsafeGetTensorImpl()->shallow_copy_from(result.getIntrusivePtr());
+}
+
+at::Tensor from_local(const at::Tensor& local, const Mesh& mesh, const Placements& placements,
+                      at::IntArrayRef global_sizes) {
+  tensor::register_operators();
+  check_placements(global_sizes, mesh, placements, /*partial_allowed=*/true);
+  const Placements target = normalise(placements, mesh);
+  const tensor::Sizes expected = tensor::local_sizes(global_sizes, target, mesh);
+  check<ShapeError>(local.sizes() == at::IntArrayRef(expected),
+                    "from_local: rank {} passes a shard of sizes [{}]; {} of [{}] on mesh {} leaves it [{}]",
+                    mesh.rank(), fmt::join(local.sizes(), ", "), format_placements(target),
+                    fmt::join(global_sizes, ", "), mesh.to_string(), fmt::join(expected, ", "));
+  return tensor::wrap(local.detach(), target, mesh, global_sizes);
+}
+
+bool is_mesh_tensor(const at::Tensor& tensor) noexcept { return tensor::is_mesh(tensor); }
+
+at::Tensor local(const at::Tensor& tensor) {
+  return tensor::is_mesh(tensor) ? tensor::storage_of(tensor).local() : tensor;
+}
+
+at::Tensor full(const at::Tensor& tensor) {
+  if (!tensor::is_mesh(tensor)) return tensor;
+  at::NoGradGuard no_grad;
+  const Placements target = Placements::replicated(tensor::storage_of(tensor).mesh().num_axes());
+  return tensor::read_as(tensor, target);
+}
+
+at::Tensor redistribute(const at::Tensor& tensor, const Placements& placements) {
+  const Mesh& mesh = mesh_of(tensor);
+  check_placements(tensor.sizes(), mesh, placements, /*partial_allowed=*/true);
+  const Placements target = normalise(placements, mesh);
+  for (int axis = 0; axis < target.size(); ++axis) {
+    check<ShapeError>(!target[axis].is_partial() || tensor::storage_of(tensor).placements()[axis] == target[axis],
+                      "redistribute: axis {} cannot become partial; allowed: replicate, shard(DIM)",
+                      mesh.axes()[static_cast<std::size_t>(axis)].name);
+  }
+  if (!tensor.requires_grad()) return redistributed(tensor, target);
+  return Redistribute::apply(tensor, target);
+}
+
+const Placements& placements(const at::Tensor& tensor) { return checked_placements(tensor, "placements"); }
+
+const Mesh& mesh_of(const at::Tensor& tensor) {
+  (void)checked_placements(tensor, "mesh_of");
+  return tensor::storage_of(tensor).mesh();
+}
+
+std::string describe(const at::Tensor& tensor) {
+  const std::string what =
+      fmt::format("[{}] {}", fmt::join(tensor.sizes(), ", "), at::toString(tensor.scalar_type()));
+  if (!tensor::is_mesh(tensor)) return what;
+  const tensor::MeshStorage& storage = tensor::storage_of(tensor);
+  return fmt::format("{} on {}: {}", what, storage.mesh().to_string(), format_placements(storage.placements()));
+}
+
+void print(std::ostream& stream, const at::Tensor& tensor) { stream << full(tensor) << '\n' << describe(tensor) << '\n'; }
+
+const std::map<std::string, std::int64_t>& replicated_fallbacks(const Mesh& mesh) {
+  return tensor::MeshRuntime::of(mesh).fallbacks();
+}
+
+}  // namespace tessera

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the dispatcher needs to know of an operator's schema.
+#include "tensor/operator_info.h"
+
+#include <ATen/core/enum_tag.h>
+#include <ATen/core/jit_type.h>
+
+namespace tessera::tensor {
+namespace {
+
+ArgumentKind kind_of(const c10::Argument& argument) {
+  c10::TypePtr type = argument.type();
+  if (const auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
+  if (type->kind() == c10::TypeKind::TensorType) return ArgumentKind::kTensor;
+  if (const auto list = type->cast<c10::ListType>()) {
+    c10::TypePtr element = list->getElementType();
+    if (const auto optional = element->cast<c10::OptionalType>()) element = optional->getElementType();
+    if (element->kind() == c10::TypeKind::TensorType) return ArgumentKind::kTensorList;
+  }
+  return ArgumentKind::kScalar;
+}
+
+bool is_written(const c10::Argument& argument) {
+  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
+}
+
+int argument_returned_as(const c10::Argument& result, const std::vector<c10::Argument>& arguments) {
+  if (!is_written(result)) return -1;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    if (is_written(arguments[i]) && arguments[i].alias_info()->beforeSets() == result.alias_info()->beforeSets()) {
+      return static_cast<int>(i);
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+std::string base_name(const std::string& name) {
+  if (name.ends_with("__")) {
+    const auto start = name.find("__i");
+    return start == std::string::npos ? name : name.substr(0, start) + "__" + name.substr(start + 3);
+  }
+  return name.ends_with('_') ? name.substr(0, name.size() - 1) : name;
+}
+
+OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().name()), rule(find_rule(op)) {
+  const auto& schema = op.schema();
+  for (const c10::Argument& argument : schema.arguments()) {
+    const bool written = is_written(argument);
+    arguments.push_back({kind_of(argument), written, written && argument.is_out()});
+    has_out = has_out || arguments.back().is_out;
+  }
+  for (const c10::Argument& result : schema.returns()) {
+    returned_argument.push_back(argument_returned_as(result, schema.arguments()));
+    is_view = is_view || (result.alias_info() != nullptr && !result.alias_info()->isWrite());
+  }
+  in_place = !arguments.empty() && arguments[0].written && !arguments[0].is_out &&
+             arguments[0].kind == ArgumentKind::kTensor;
+  changes_metadata = op.hasTag(at::Tag::inplace_view);
+  random = op.hasTag(at::Tag::nondeterministic_seeded);
+}
+
+}  // namespace tessera::tensor

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the dispatcher needs to know of an operator's schema, worked out once per operator.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <string>
+#include <vector>
+
+#include "tensor/rule.h"
+
+namespace tessera::tensor {
+
+enum class ArgumentKind : std::uint8_t { kTensor, kTensorList, kScalar };
+
+struct ArgumentInfo {
+  ArgumentKind kind = ArgumentKind::kScalar;
+  bool written = false;  ///< mutated in place
+  bool is_out = false;   ///< the out= argument of an out variant
+};
+
+struct OperatorInfo {
+  explicit OperatorInfo(const c10::OperatorHandle& op);
+
+  std::string name;  ///< "aten::add"
+  std::vector<ArgumentInfo> arguments;
+  std::vector<int> returned_argument;  ///< per return: the written argument it is, or -1
+  const Rule* rule = nullptr;
+  bool in_place = false;  ///< writes its first argument
+  bool is_view = false;
+  bool has_out = false;
+  bool changes_metadata = false;  ///< t_(), squeeze_(), resize_() ...
+  bool random = false;
+};
+
+/// "aten::add_" -> "aten::add"; "aten::__iand__" -> "aten::__and__".
+[[nodiscard]] std::string base_name(const std::string& name);
+
+}  // namespace tessera::tensor

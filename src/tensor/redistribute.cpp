@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// Redistribution: all-gather, reduce-scatter, all-reduce, all-to-all and local slices.
+#include "tensor/redistribute.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <limits>
+
+#include "tensor/layout.h"
+#include "tessera/base/error.h"
+
+namespace tessera::tensor {
+namespace {
+
+comm::ReduceOp reduce_op(PartialOp op) {
+  switch (op) {
+    case PartialOp::kMax:
+      return comm::ReduceOp::kMax;
+    case PartialOp::kMin:
+      return comm::ReduceOp::kMin;
+    case PartialOp::kSum:
+      break;
+  }
+  return comm::ReduceOp::kSum;
+}
+
+at::Tensor pad_dim(const at::Tensor& tensor, std::int64_t dim, std::int64_t length) {
+  const std::int64_t missing = length - tensor.size(dim);
+  if (missing == 0) return tensor;
+  std::vector<std::int64_t> padding(static_cast<std::size_t>(2 * (tensor.dim() - dim)), 0);
+  padding.back() = missing;
+  return at::constant_pad_nd(tensor, padding);
+}
+
+/// Shards of a dim of `size`, one per rank of `group`, become the whole dim.
+at::Tensor gather(const at::Tensor& local, std::int64_t dim, std::int64_t size, const comm::Communicator& group) {
+  const std::int64_t chunk = chunk_extent(size, group.size(), 0).length;
+  const at::Tensor gathered = group.all_gather(pad_dim(local, dim, chunk).contiguous().unsqueeze(0));
+  const at::Tensor whole = gathered.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, size);
+  return whole.contiguous();
+}
+
+/// Sum of everybody's `local`, each rank keeping its chunk of `dim`.
+at::Tensor reduce_scatter(const at::Tensor& local, std::int64_t dim, PartialOp op, const comm::Communicator& group) {
+  const std::int64_t size = local.size(dim);
+  const std::int64_t chunk = chunk_extent(size, group.size(), 0).length;
+  const at::Tensor rows = pad_dim(local, dim, chunk * group.size()).movedim(dim, 0).contiguous();
+  const at::Tensor mine = group.reduce_scatter(rows, reduce_op(op));
+  const Extent extent = chunk_extent(size, group.size(), group.rank());
+  return mine.narrow(0, 0, extent.length).movedim(0, dim).contiguous();
+}
+
+/// A new tensor with the reduction; `local` stays as it was (views of it may still be partial).
+at::Tensor all_reduce(const at::Tensor& local, PartialOp op, const comm::Communicator& group) {
+  at::Tensor result = local.clone();
+  // A dense layout, transposed or not, travels as the flat memory it is.
+  at::Tensor flat = result.is_non_overlapping_and_dense() ? result.as_strided({result.numel()}, {1}) : result;
+  group.all_reduce(flat, reduce_op(op));
+  return result;
+}
+
+/// Shards of dim `from` (of `size`) become shards of dim `to`.
+at::Tensor exchange(const at::Tensor& local, std::int64_t from, std::int64_t size, std::int64_t to,
+                    const comm::Communicator& group) {
+  const int ranks = group.size();
+  std::vector<at::Tensor> outgoing;
+  std::vector<std::int64_t> send_counts;
+  std::vector<std::int64_t> receive_counts;
+  const Extent mine = chunk_extent(local.size(to), ranks, group.rank());
+  std::vector<std::int64_t> piece_sizes = local.sizes().vec();
+  piece_sizes[static_cast<std::size_t>(to)] = mine.length;
+  for (int peer = 0; peer < ranks; ++peer) {
+    const Extent theirs = chunk_extent(local.size(to), ranks, peer);
+    outgoing.push_back(local.narrow(to, theirs.offset, theirs.length).reshape({-1}));
+    send_counts.push_back(outgoing.back().numel());
+    piece_sizes[static_cast<std::size_t>(from)] = chunk_extent(size, ranks, peer).length;
+    receive_counts.push_back(c10::multiply_integers(piece_sizes));
+  }
+  const at::Tensor received = group.all_to_all(at::cat(outgoing), send_counts, receive_counts);
+  std::vector<at::Tensor> pieces;
+  std::int64_t offset = 0;
+  for (int peer = 0; peer < ranks; ++peer) {
+    piece_sizes[static_cast<std::size_t>(from)] = chunk_extent(size, ranks, peer).length;
+    const std::int64_t count = receive_counts[static_cast<std::size_t>(peer)];
+    pieces.push_back(received.narrow(0, offset, count).view(piece_sizes));
+    offset += count;
+  }
+  return at::cat(pieces, from);
+}
+
+/// State of one redistribution: the shard and how it lies now.
+struct Step {
+  at::Tensor local;
+  Placements now;
+  const Placements& to;
+  at::IntArrayRef global_sizes;
+  const Mesh& mesh;
+
+  /// Extent of `dim` on this rank before `axis` cuts it.
+  [[nodiscard]] std::int64_t size_before(int axis, int dim) const {
+    Placements outer = now;
+    for (int inner = axis; inner < outer.size(); ++inner) outer[inner] = Replicate();
+    return local_extent(global_sizes[static_cast<std::size_t>(dim)], dim, outer, mesh).length;
+  }
+
+  [[nodiscard]] bool only_axis_on(int axis, int dim) const {
+    for (int other = 0; other < now.size(); ++other) {
+      if (other != axis && (now[other].is_shard(dim) || to[other].is_shard(dim))) return false;
+    }
+    return true;
+  }
+
+  /// A chunk of a chunk cannot be kept while the outer chunk changes.
+  [[nodiscard]] bool outer_cut_changes(int axis, int dim) const {
+    for (int outer = 0; outer < axis; ++outer) {
+      if (now[outer].is_shard(dim) != to[outer].is_shard(dim)) return true;
+    }
+    return false;
+  }
+};
+
+/// Shards that must go: exchanged directly where that is possible, else gathered; innermost first.
+void leave_shards(Step& step) {
+  for (int axis = step.now.size() - 1; axis >= 0; --axis) {
+    if (!step.now[axis].is_shard()) continue;
+    const int dim = step.now[axis].dim;
+    const Placement target = step.to[axis];
+    if (target == step.now[axis] && !step.outer_cut_changes(axis, dim)) continue;
+    const std::int64_t size = step.size_before(axis, dim);
+    if (target.is_shard() && target.dim != dim && step.only_axis_on(axis, dim) && step.only_axis_on(axis, target.dim)) {
+      step.local = exchange(step.local, dim, size, target.dim, step.mesh.along(axis));
+      step.now[axis] = target;
+      continue;
+    }
+    step.local = gather(step.local, dim, size, step.mesh.along(axis));
+    step.now[axis] = Replicate();
+  }
+}
+
+/// From partial and replicated to where each axis should be; outermost first, so that chunks nest.
+void reach_targets(Step& step) {
+  for (int axis = 0; axis < step.now.size(); ++axis) {
+    const Placement now = step.now[axis];
+    const Placement target = step.to[axis];
+    if (now == target) continue;
+    const comm::Communicator& group = step.mesh.along(axis);
+    if (now.is_partial() && target.is_shard()) {
+      step.local = reduce_scatter(step.local, target.dim, now.op, group);
+    } else {
+      if (now.is_partial()) step.local = all_reduce(step.local, now.op, group);
+      if (target.is_shard()) {
+        const Extent extent = chunk_extent(step.local.size(target.dim), group.size(), group.rank());
+        step.local = step.local.narrow(target.dim, extent.offset, extent.length);
+      } else if (target.is_partial() && target.op == PartialOp::kSum && group.rank() != 0) {
+        step.local = at::zeros_like(step.local);
+      }
+    }
+    step.now[axis] = target;
+  }
+}
+
+}  // namespace
+
+at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes, const Placements& from,
+                              const Placements& to, const Mesh& mesh) {
+  if (from == to) return local;
+  Step step{local, from, to, global_sizes, mesh};
+  leave_shards(step);
+  reach_targets(step);
+  return step.local;
+}
+
+void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
+  MeshStorage& storage = storage_of(tensor);
+  if (!storage.placements().any_partial()) return;
+  Placements reduced = storage.placements();
+  for (int axis = 0; axis < reduced.size(); ++axis) {
+    if (reduced[axis].is_partial() && wanted[axis].is_replicate()) reduced[axis] = Replicate();
+  }
+  if (reduced == storage.placements()) return;
+  if (storage.reduce_with_others() && storage.placements() == reduced) return;
+  const at::Tensor& local = storage.local();
+  storage.replace(redistribute_local(local, tensor.sizes(), storage.placements(), reduced, storage.mesh()), reduced);
+}
+
+at::Tensor read_as(const at::Tensor& tensor, const Placements& to) {
+  MeshStorage& storage = storage_of(tensor);
+  if (storage.placements() == to) return storage.local();
+  reduce_in_storage(tensor, to);
+  return redistribute_local(storage.local(), tensor.sizes(), storage.placements(), to, storage.mesh());
+}
+
+double redistribution_bytes(const Placement& from, const Placement& to, double bytes, int axis_size) {
+  if (from == to) return 0;
+  const double share = static_cast<double>(axis_size - 1) / axis_size;
+  if (from.is_replicate()) return 0;
+  if (to.is_partial()) return std::numeric_limits<double>::infinity();
+  if (from.is_partial()) return (to.is_shard() ? 1 : 2) * share * bytes;
+  return to.is_shard() ? share * bytes / axis_size : share * bytes;
+}
+
+}  // namespace tessera::tensor

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// From one set of placements to another: the only place where operators communicate.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "tensor/mesh_storage.h"
+
+namespace tessera::tensor {
+
+/// `local` under placements `from` -> the local part under `to`, of a tensor of `global_sizes`.
+/// The result may share memory with `local`: for reading only.
+[[nodiscard]] at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes,
+                                            const Placements& from, const Placements& to, const Mesh& mesh);
+
+/// The local part of mesh tensor `tensor` under `to`, for reading. A partial value that `to` wants whole is reduced
+/// inside the storage, once for everybody who shares it.
+[[nodiscard]] at::Tensor read_as(const at::Tensor& tensor, const Placements& to);
+
+/// Reduces, inside the storage, the partial axes of `tensor` for which `wanted` is not partial.
+void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted);
+
+/// Bytes that a rank moves to bring one axis from `from` to `to` for a tensor whose shard on all other axes has
+/// `bytes`. Source: alpha-beta model without alpha; ring forms of Thakur et al. 2005. What cannot be done is infinite.
+[[nodiscard]] double redistribution_bytes(const Placement& from, const Placement& to, double bytes, int axis_size);
+
+}  // namespace tessera::tensor

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a rule is: for one operator, the legal rows (input placements -> output placements) on one mesh axis.
+//
+// Rules know one axis at a time. The dispatcher always offers the row "everything replicated" first, asks the rule for
+// more, picks the cheapest row per axis and puts the axes together. A row must be true for any sizes, even uneven ones,
+// or not be offered.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <c10/util/SmallVector.h>
+
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "tensor/layout.h"
+#include "tensor/mesh_storage.h"
+
+namespace tessera::tensor {
+
+/// A tensor argument as rules see it. List arguments are flattened in order; undefined optional tensors keep their
+/// place with `defined` false.
+struct TensorArg {
+  at::IntArrayRef sizes;
+  Placements placements;  ///< of a plain tensor: replicated
+  at::ScalarType dtype = at::kFloat;
+  std::int64_t bytes = 0;  ///< of the global value
+  bool defined = false;
+  int argument = 0;  ///< index in the schema
+  [[nodiscard]] std::int64_t dim() const noexcept { return static_cast<std::int64_t>(sizes.size()); }
+};
+
+/// One call of an operator.
+struct OpCall {
+  const c10::FunctionSchema& schema;
+  const Mesh& mesh;
+  c10::SmallVector<TensorArg, 8> tensors;
+  c10::ArrayRef<c10::IValue> arguments;
+  bool in_place = false;  ///< the first tensor is written
+
+  [[nodiscard]] const c10::IValue& argument(int index) const { return arguments[static_cast<std::size_t>(index)]; }
+  [[nodiscard]] const TensorArg& tensor(int index) const { return tensors[static_cast<std::size_t>(index)]; }
+  [[nodiscard]] int num_tensors() const noexcept { return static_cast<int>(tensors.size()); }
+  [[nodiscard]] int num_outputs() const noexcept { return static_cast<int>(schema.returns().size()); }
+  /// Index of the schema argument of that name, -1 if there is none.
+  [[nodiscard]] int index_of(const char* name) const;
+  /// The named argument; the schema must have it.
+  [[nodiscard]] const c10::IValue& named(const char* name) const { return argument(index_of(name)); }
+};
+
+/// One legal row on one axis. Placements of undefined tensors and non-tensor outputs are ignored.
+struct Row {
+  c10::SmallVector<Placement, 8> inputs;
+  c10::SmallVector<Placement, 4> outputs;
+};
+using Rows = c10::SmallVector<Row, 8>;
+
+struct Decision;
+
+/// Runs in place of the local operator; takes the arguments off the stack and leaves the outputs.
+using Compute = void (*)(const c10::OperatorHandle&, const Decision&, const Mesh&, torch::jit::Stack&);
+
+/// How a call is carried out: what rules and the dispatcher worked out once and the cache remembers.
+struct Decision {
+  c10::SmallVector<Placements, 8> inputs;   ///< per flattened tensor argument
+  c10::SmallVector<Placements, 4> outputs;  ///< per return value
+  std::vector<Sizes> output_sizes;          ///< global, per return value; filled by the first run
+  bool sizes_known = false;
+  std::vector<std::pair<int, c10::IValue>> edits;  ///< arguments rewritten for local sizes
+  Compute compute = nullptr;
+  std::vector<std::int64_t> notes;          ///< numbers that `compute` needs
+  bool fallback = false;                    ///< no rule: gathered and replicated
+  bool gathers_view = false;                ///< a view whose input had to be redistributed
+};
+
+struct Rule {
+  /// Appends the legal rows on `axis`. May be null: only the replicated row is legal then, and that is no fallback.
+  void (*rows)(const OpCall& call, int axis, Rows& rows) = nullptr;
+  /// Rewrites arguments for local sizes and chooses `compute`, once `inputs` and `outputs` are decided. May be null.
+  void (*localise)(const OpCall& call, Decision& decision) = nullptr;
+  /// Global sizes of the outputs where they do not follow from an input's sharded dim. May be null.
+  std::vector<Sizes> (*output_sizes)(const OpCall& call) = nullptr;
+};
+
+/// Rules by base name: "aten::add" serves add.Tensor, add_.Tensor and add.out alike.
+using RuleTable = std::unordered_map<std::string, Rule>;
+
+/// All rules. Defined by the rules floor.
+[[nodiscard]] const RuleTable& rule_table();
+
+/// The rule of an operator: by base name, else the pointwise rule if the operator is tagged pointwise, else null.
+/// Defined by the rules floor.
+[[nodiscard]] const Rule* find_rule(const c10::OperatorHandle& op);
+
+}  // namespace tessera::tensor

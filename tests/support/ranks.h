@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs a test body on several ranks, as threads of the test: each with its own world and mesh.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <ATen/Parallel.h>
+#include <c10/core/AutogradState.h>
+
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tessera/comm/worlds.h"
+#include "tessera/mesh/mesh.h"
+
+namespace tessera::test {
+
+/// Calls `body` with the world of each of `size` ranks; the first exception fails the test, naming its rank.
+inline void on_ranks(int size, const std::function<void(const std::shared_ptr<comm::World>&)>& body) {
+  comm::WorldOptions options;
+  options.timeout = std::chrono::seconds(30);
+  const auto worlds = comm::make_thread_worlds(size, options);
+  std::mutex mutex;
+  std::string failure;
+  std::vector<std::thread> threads;
+  for (const auto& world : worlds) {
+    threads.emplace_back([&, world] {
+      at::set_num_threads(1);
+      c10::AutogradState::get_tls_state().set_multithreading_enabled(false);
+      try {
+        body(world);
+      } catch (const std::exception& error) {
+        const std::lock_guard lock(mutex);
+        if (failure.empty()) failure = "rank " + std::to_string(world->rank()) + ": " + error.what();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failure, "");
+}
+
+/// The same with a mesh of `axes`, for instance "dp=2,tp=2".
+inline void on_mesh(const std::string& axes, const std::function<void(const Mesh&)>& body, MeshOptions options = {}) {
+  int size = 1;
+  for (const Axis& axis : parse_axes(axes)) size *= axis.size;
+  on_ranks(size, [&](const auto& world) { body(Mesh(world, parse_axes(axes), options)); });
+}
+
+}  // namespace tessera::test
