@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrix products: rows of the left, columns of the right, or the summed dim may be sharded.
+#include "rules/families.h"
+#include "rules/rows.h"
+
+namespace tessera::rules {
+namespace {
+
+/// Rows of a product [.., m, k] x [.., k, n], in the order of the papers: data parallel, column parallel, row parallel
+/// (Shoeybi et al. 2019, arXiv:1909.08053, section 3), then linearity in each operand.
+struct ProductRow {
+  Placement left, right, out;
+};
+
+/// `first_matrix_dim` is 0 for mm, 1 for bmm, whose dim 0 is a batch.
+c10::SmallVector<ProductRow, 8> product_rows(std::int64_t first_matrix_dim) {
+  const std::int64_t row = first_matrix_dim;
+  const std::int64_t column = first_matrix_dim + 1;
+  c10::SmallVector<ProductRow, 8> rows{
+      {S(row), R, S(row)}, {R, S(column), S(column)}, {S(column), S(row), P}, {P, R, P}, {R, P, P}};
+  if (first_matrix_dim == 1) rows.insert(rows.begin(), {S(0), S(0), S(0)});
+  return rows;
+}
+
+/// A row is worth offering only if it follows how some operand lies: otherwise it would cut for no reason.
+bool in_play(const OpCall& call, int axis, int left, const ProductRow& row) {
+  const Placement a = call.tensor(left).placements[axis];
+  const Placement b = call.tensor(left + 1).placements[axis];
+  return (!row.left.is_replicate() && a == row.left) || (!row.right.is_replicate() && b == row.right);
+}
+
+template <std::int64_t FirstMatrixDim>
+void plain_rows(const OpCall& call, int axis, Rows& rows) {
+  for (const ProductRow& row : product_rows(FirstMatrixDim)) {
+    if (in_play(call, axis, 0, row)) add_row(call, rows, {row.left, row.right}, {row.out});
+  }
+}
+
+/// How the added term must lie for an output that lies as `out`; it broadcasts from the right.
+Placement added_placement(const OpCall& call, Placement out, std::int64_t out_dims) {
+  if (!out.is_shard()) return out;
+  const TensorArg& added = call.tensor(0);
+  const std::int64_t dim = out.dim - (out_dims - added.dim());
+  return dim >= 0 && added.sizes[static_cast<std::size_t>(dim)] != 1 ? S(dim) : R;
+}
+
+/// addmm, baddbmm: the bias of a partial product is counted once, by the rank that keeps it.
+template <std::int64_t FirstMatrixDim>
+void added_rows(const OpCall& call, int axis, Rows& rows) {
+  for (const ProductRow& row : product_rows(FirstMatrixDim)) {
+    if (!in_play(call, axis, 1, row)) continue;
+    add_row(call, rows, {added_placement(call, row.out, FirstMatrixDim + 2), row.left, row.right}, {row.out});
+  }
+}
+
+/// [m, k] x [k] and [k] x [k].
+void mv_rows(const OpCall& call, int axis, Rows& rows) {
+  const Placement a = call.tensor(0).placements[axis];
+  const Placement b = call.tensor(1).placements[axis];
+  if (a == S(0)) add_row(call, rows, {S(0), R}, {S(0)});
+  if (a == S(1) || b == S(0)) add_row(call, rows, {S(1), S(0)}, {P});
+}
+
+void dot_rows(const OpCall& call, int axis, Rows& rows) {
+  if (!sharded_dims(call, axis).empty()) add_row(call, rows, {S(0), S(0)}, {P});
+}
+
+/// The fused activation is not linear: no partial output.
+void activated_rows(const OpCall& call, int axis, Rows& rows) {
+  for (const ProductRow& row : product_rows(0)) {
+    if (row.out.is_partial() || !in_play(call, axis, 1, row)) continue;
+    add_row(call, rows, {added_placement(call, row.out, 2), row.left, row.right}, {row.out});
+  }
+}
+
+}  // namespace
+
+void add_matmul_rules(RuleTable& table) {
+  table["aten::mm"] = {.rows = plain_rows<0>};
+  table["aten::bmm"] = {.rows = plain_rows<1>};
+  table["aten::addmm"] = {.rows = added_rows<0>};
+  table["aten::baddbmm"] = {.rows = added_rows<1>};
+  table["aten::_addmm_activation"] = {.rows = activated_rows};
+  table["aten::mv"] = {.rows = mv_rows};
+  table["aten::dot"] = {.rows = dot_rows};
+  table["aten::vdot"] = {.rows = dot_rows};
+}
+
+}  // namespace tessera::rules

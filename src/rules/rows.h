@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// Small helpers that rule files share: making rows, reading dims.
+#pragma once
+
+#include <initializer_list>
+
+#include "tensor/rule.h"
+
+namespace tessera::rules {
+
+using tensor::Decision;
+using tensor::OpCall;
+using tensor::Row;
+using tensor::Rows;
+using tensor::Rule;
+using tensor::RuleTable;
+using tensor::Sizes;
+using tensor::TensorArg;
+
+inline constexpr Placement R = Replicate();
+inline constexpr Placement P = Partial();
+/// Shorthand for tables of rows.
+[[nodiscard]] constexpr Placement S(std::int64_t dim) { return Shard(dim); }
+
+/// Appends a row, filled with Replicate up to the number of tensors and outputs of the call.
+inline void add_row(const OpCall& call, Rows& rows, std::initializer_list<Placement> inputs,
+                    std::initializer_list<Placement> outputs) {
+  Row row{{inputs}, {outputs}};
+  row.inputs.resize(call.tensors.size());
+  row.outputs.resize(static_cast<std::size_t>(call.num_outputs()));
+  rows.push_back(std::move(row));
+}
+
+/// -1 -> last dim.
+[[nodiscard]] inline std::int64_t wrap_dim(std::int64_t dim, std::int64_t dims) { return dim < 0 ? dim + dims : dim; }
+
+/// The dim along which tensor `index` lies sharded on `axis`; -1 if it does not.
+[[nodiscard]] inline std::int64_t sharded_dim(const OpCall& call, int index, int axis) {
+  const TensorArg& tensor = call.tensor(index);
+  const Placement placement = tensor.defined ? tensor.placements[axis] : R;
+  return placement.is_shard() ? placement.dim : -1;
+}
+
+/// Dims along which some tensor of the call lies sharded on `axis`, each once.
+[[nodiscard]] inline c10::SmallVector<std::int64_t, 4> sharded_dims(const OpCall& call, int axis) {
+  c10::SmallVector<std::int64_t, 4> dims;
+  for (int i = 0; i < call.num_tensors(); ++i) {
+    const std::int64_t dim = sharded_dim(call, i, axis);
+    if (dim >= 0 && std::find(dims.begin(), dims.end(), dim) == dims.end()) dims.push_back(dim);
+  }
+  return dims;
+}
+
+/// Optional or plain int list argument as wrapped dims; nothing means all dims.
+[[nodiscard]] inline c10::SmallVector<std::int64_t, 6> dims_argument(const c10::IValue& value, std::int64_t dims) {
+  c10::SmallVector<std::int64_t, 6> result;
+  if (value.isIntList()) {
+    for (const std::int64_t dim : value.toDimVector()) result.push_back(wrap_dim(dim, dims));
+  } else if (value.isInt()) {
+    result.push_back(wrap_dim(value.toInt(), dims));
+  }
+  if (result.empty()) {
+    for (std::int64_t dim = 0; dim < dims; ++dim) result.push_back(dim);
+  }
+  return result;
+}
+
+template <class List>
+[[nodiscard]] bool contains(const List& list, std::int64_t value) {
+  return std::find(list.begin(), list.end(), value) != list.end();
+}
+
+/// True if any axis of `placements` shards `dim`.
+[[nodiscard]] inline bool shards_dim(const Placements& placements, std::int64_t dim) {
+  return std::any_of(placements.begin(), placements.end(), [&](const Placement& p) { return p.is_shard(dim); });
+}
+[[nodiscard]] inline bool shards_any(const Placements& placements) {
+  return std::any_of(placements.begin(), placements.end(), [](const Placement& p) { return p.is_shard(); });
+}
+
+[[nodiscard]] inline c10::IValue int_list(at::IntArrayRef values) { return c10::IValue(values.vec()); }
+
+/// Shorthand for a boxed compute: takes all arguments off the stack.
+[[nodiscard]] inline std::vector<c10::IValue> pop_arguments(const c10::OperatorHandle& op, torch::jit::Stack& stack) {
+  return torch::jit::pop(stack, op.schema().arguments().size());
+}
+
+}  // namespace tessera::rules

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// Views and rearrangements: where each sharded dim goes. What would cut or move a sharded dim is redistributed first.
+#include <ATen/ops/squeeze.h>
+
+#include "rules/families.h"
+#include "rules/rows.h"
+#include "rules/view_map.h"
+#include "tessera/base/error.h"
+
+namespace tessera::rules {
+namespace {
+
+/// Maps a sharded dim of the (first) input to the output; -1 if the shard cannot stay.
+using DimMap = std::int64_t (*)(const OpCall& call, std::int64_t dim);
+
+/// Rows for one input that goes through `Map`; views are linear, so partial sums stay too.
+template <DimMap Map>
+void mapped_rows(const OpCall& call, int axis, Rows& rows) {
+  if (call.tensor(0).placements[axis].is_partial()) {
+    const Placement partial = call.tensor(0).placements[axis];
+    add_row(call, rows, {partial}, {partial});
+  }
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  const std::int64_t out = dim < 0 ? -1 : Map(call, dim);
+  if (out >= 0) add_row(call, rows, {S(dim)}, {S(out)});
+}
+
+std::int64_t dims_of(const OpCall& call) { return call.tensor(0).dim(); }
+
+std::int64_t transpose_map(const OpCall& call, std::int64_t dim) {
+  const std::int64_t a = wrap_dim(call.argument(1).toInt(), dims_of(call));
+  const std::int64_t b = wrap_dim(call.argument(2).toInt(), dims_of(call));
+  return dim == a ? b : dim == b ? a : dim;
+}
+
+std::int64_t t_map(const OpCall& call, std::int64_t dim) { return dims_of(call) == 2 ? 1 - dim : dim; }
+
+std::int64_t permute_map(const OpCall& call, std::int64_t dim) {
+  const auto order = call.argument(1).toDimVector();
+  for (std::size_t out = 0; out < order.size(); ++out) {
+    if (wrap_dim(order[out], dims_of(call)) == dim) return static_cast<std::int64_t>(out);
+  }
+  return -1;
+}
+
+std::int64_t unsqueeze_map(const OpCall& call, std::int64_t dim) {
+  const std::int64_t inserted = wrap_dim(call.argument(1).toInt(), dims_of(call) + 1);
+  return dim >= inserted ? dim + 1 : dim;
+}
+
+/// Dims that squeeze removes, judged by global sizes: a shard of length 1 is no dim of size 1.
+c10::SmallVector<std::int64_t, 6> squeezed_dims(const OpCall& call) {
+  const auto asked = dims_argument(call.arguments.size() > 1 ? call.argument(1) : c10::IValue(), dims_of(call));
+  c10::SmallVector<std::int64_t, 6> dims;
+  for (const std::int64_t dim : asked) {
+    if (call.tensor(0).sizes[static_cast<std::size_t>(dim)] == 1) dims.push_back(dim);
+  }
+  return dims;
+}
+
+std::int64_t squeeze_map(const OpCall& call, std::int64_t dim) {
+  const auto removed = squeezed_dims(call);
+  if (contains(removed, dim)) return -1;
+  return dim - std::count_if(removed.begin(), removed.end(), [&](std::int64_t other) { return other < dim; });
+}
+
+void compute_squeeze(const c10::OperatorHandle& op, const Decision& decision, const Mesh&, torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  stack.emplace_back(at::squeeze(arguments[0].toTensor(), decision.notes));
+}
+
+void localise_squeeze(const OpCall& call, Decision& decision) {
+  const auto removed = squeezed_dims(call);
+  decision.notes.assign(removed.begin(), removed.end());
+  decision.compute = compute_squeeze;
+}
+
+/// The dim argument of select, unbind: it disappears.
+std::int64_t removed_dim_map(const OpCall& call, std::int64_t dim) {
+  const std::int64_t removed = wrap_dim(call.named("dim").toInt(), dims_of(call));
+  return dim == removed ? -1 : dim > removed ? dim - 1 : dim;
+}
+
+/// The dim argument of slice, split: it is cut.
+std::int64_t cut_dim_map(const OpCall& call, std::int64_t dim) {
+  return dim == wrap_dim(call.named("dim").toInt(), dims_of(call)) ? -1 : dim;
+}
+
+std::int64_t expand_map(const OpCall& call, std::int64_t dim) {
+  const auto out_dims = static_cast<std::int64_t>(call.argument(1).toDimVector().size());
+  return call.tensor(0).sizes[static_cast<std::size_t>(dim)] == 1 ? -1 : dim + out_dims - dims_of(call);
+}
+
+std::vector<Sizes> expand_sizes(const OpCall& call) {
+  const auto asked = call.argument(1).toDimVector();
+  const at::IntArrayRef input = call.tensor(0).sizes;
+  Sizes sizes(asked.begin(), asked.end());
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == -1) sizes[i] = input[i - (sizes.size() - input.size())];
+  }
+  return {sizes};
+}
+
+std::vector<Sizes> view_sizes(const OpCall& call) {
+  return {infer_view_sizes(call.argument(1).toDimVector(), c10::multiply_integers(call.tensor(0).sizes))};
+}
+
+std::int64_t view_map(const OpCall& call, std::int64_t dim) {
+  const std::int64_t shards = tensor::num_shards(static_cast<int>(dim), call.tensor(0).placements, call.mesh);
+  return map_view_dim(call.tensor(0).sizes, view_sizes(call)[0], dim, shards);
+}
+
+template <std::vector<Sizes> (*OutputSizes)(const OpCall&)>
+void localise_sizes(const OpCall& call, Decision& decision) {
+  const Sizes global = OutputSizes(call)[0];
+  decision.edits.emplace_back(1, int_list(tensor::local_sizes(global, decision.outputs[0], call.mesh)));
+}
+
+// slice_backward(grad, input_sizes, dim, start, end, step); select_backward(grad, input_sizes, dim, index)
+std::vector<Sizes> input_sizes_argument(const OpCall& call) {
+  const auto sizes = call.named("input_sizes").toDimVector();
+  return {Sizes(sizes.begin(), sizes.end())};
+}
+
+std::int64_t select_backward_map(const OpCall& call, std::int64_t dim) {
+  const std::int64_t restored = wrap_dim(call.named("dim").toInt(), dims_of(call) + 1);
+  return dim >= restored ? dim + 1 : dim;
+}
+
+/// cat and stack: every tensor lies alike, along another dim than the one joined.
+void joined_rows(const OpCall& call, int axis, Rows& rows, bool stacks) {
+  const std::int64_t out_dims = dims_of(call) + (stacks ? 1 : 0);
+  const std::int64_t joined = wrap_dim(call.named("dim").toInt(), out_dims);
+  const bool all_partial = std::all_of(call.tensors.begin(), call.tensors.end(),
+                                       [&](const TensorArg& tensor) { return tensor.placements[axis] == P; });
+  const auto offer = [&](Placement input, Placement output) {
+    Row row;
+    row.inputs.resize(call.tensors.size(), input);
+    row.outputs.resize(static_cast<std::size_t>(call.num_outputs()), output);
+    rows.push_back(std::move(row));
+  };
+  if (all_partial) offer(P, P);
+  for (const std::int64_t dim : sharded_dims(call, axis)) {
+    if (stacks) {
+      offer(S(dim), S(dim >= joined ? dim + 1 : dim));
+    } else if (dim != joined) {
+      offer(S(dim), S(dim));
+    }
+  }
+}
+void cat_rows(const OpCall& call, int axis, Rows& rows) { joined_rows(call, axis, rows, /*stacks=*/false); }
+void stack_rows(const OpCall& call, int axis, Rows& rows) { joined_rows(call, axis, rows, /*stacks=*/true); }
+
+/// Global strides say nothing about a shard's memory.
+void refuse_sharded_strides(const OpCall& call, Decision& decision) {
+  for (int axis = 0; axis < call.mesh.num_axes(); ++axis) {
+    check<ShapeError>(call.tensor(0).placements[axis].is_replicate() && decision.outputs[0][axis].is_replicate(),
+                      "{}: as_strided has no meaning for a tensor that is {} on axis {}; redistribute it first, or use "
+                      "a view operator",
+                      call.schema.name(), to_string(call.tensor(0).placements[axis]),
+                      call.mesh.axes()[static_cast<std::size_t>(axis)].name);
+  }
+}
+
+}  // namespace
+
+void add_view_rules(RuleTable& table) {
+  table["aten::transpose"] = {.rows = mapped_rows<transpose_map>};
+  table["aten::t"] = {.rows = mapped_rows<t_map>};
+  table["aten::permute"] = {.rows = mapped_rows<permute_map>};
+  table["aten::unsqueeze"] = {.rows = mapped_rows<unsqueeze_map>};
+  table["aten::squeeze"] = {.rows = mapped_rows<squeeze_map>, .localise = localise_squeeze};
+  table["aten::expand"] = {
+      .rows = mapped_rows<expand_map>, .localise = localise_sizes<expand_sizes>, .output_sizes = expand_sizes};
+  for (const char* name : {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias"}) {
+    table[name] = {
+        .rows = mapped_rows<view_map>, .localise = localise_sizes<view_sizes>, .output_sizes = view_sizes};
+  }
+  for (const char* name : {"aten::select", "aten::unbind"}) table[name] = {.rows = mapped_rows<removed_dim_map>};
+  for (const char* name : {"aten::slice", "aten::split", "aten::split_with_sizes", "aten::unsafe_split"}) {
+    table[name] = {.rows = mapped_rows<cut_dim_map>};
+  }
+  table["aten::slice_backward"] = {.rows = mapped_rows<cut_dim_map>,
+                                   .localise = localise_sizes<input_sizes_argument>,
+                                   .output_sizes = input_sizes_argument};
+  table["aten::select_backward"] = {.rows = mapped_rows<select_backward_map>,
+                                    .localise = localise_sizes<input_sizes_argument>,
+                                    .output_sizes = input_sizes_argument};
+  table["aten::cat"] = {.rows = cat_rows};
+  table["aten::stack"] = {.rows = stack_rows};
+  table["aten::as_strided"] = {.localise = refuse_sharded_strides};
+}
+
+}  // namespace tessera::rules
