@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one include a program needs.
+#pragma once
+
+#include "tessera/base/error.h"
+#include "tessera/launch/launch.h"
+#include "tessera/mesh/mesh.h"
+#include "tessera/module/distribute.h"
+#include "tessera/module/plan.h"
+#include "tessera/tensor/mesh_tensor.h"

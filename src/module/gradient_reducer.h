@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Gradients of one module on their way from partial sums to the whole: buckets, started while backward runs.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "tessera/module/distribute.h"
+
+namespace tessera::module {
+
+/// Collects gradients in the order in which backward completes them. A bucket's reduction starts when it is full, the
+/// rest when backward ends or when somebody reads a gradient. A gradient's storage is pending until then.
+///
+/// Why here and not in c10d::Reducer: a gradient is a partial mesh tensor, so what has to be reduced, over which axes
+/// and by whom is known from its placements alone.
+class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
+ public:
+  explicit GradientReducer(const DistributeOptions& options) : options_(options) {}
+
+  /// Called by the hook of each parameter after its gradient was accumulated.
+  void on_gradient(const at::Tensor& gradient);
+
+  /// Starts what is waiting, full bucket or not.
+  void flush();
+
+  void set_synchronising(bool on) noexcept { synchronising_ = on; }
+  [[nodiscard]] bool synchronising() const noexcept { return synchronising_; }
+
+ private:
+  void flush_when_backward_ends();
+
+  DistributeOptions options_;
+  std::vector<at::Tensor> bucket_;
+  std::int64_t bucket_bytes_ = 0;
+  bool first_bucket_sent_ = false;
+  bool flush_queued_ = false;
+  bool synchronising_ = true;
+};
+
+/// The reducer that distribute() gave to `parameter`; null if it has none.
+[[nodiscard]] std::shared_ptr<GradientReducer> reducer_of(const at::Tensor& parameter);
+
+/// Lets `reducer` know of every gradient of `parameter`.
+void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer);
+
+}  // namespace tessera::module
