@@ -54,7 +54,7 @@ function(_tessera_torch_refusal root result)
   else()
     file(STRINGS "${root}/lib/libc10.so" modern REGEX "NSt7__cxx1112basic_string" LIMIT_COUNT 1)
     if(NOT modern)
-      set(refusal "it was built with the pre-C++11 ABI; take a cxx11-abi build")
+      set(refusal "it was built with the pre-C++11 ABI: take a cxx11-abi build")
     endif()
   endif()
   set(${result} "${refusal}" PARENT_SCOPE)
@@ -175,6 +175,8 @@ else()
   endif()
 endif()
 
+# A semicolon, from a list of folders, would be taken for the next argument.
+string(REPLACE ";" "," _tessera_reason "${_tessera_reason}")
 find_package_handle_standard_args(TesseraTorch
   REQUIRED_VARS TesseraTorch_ROOT VERSION_VAR TesseraTorch_VERSION REASON_FAILURE_MESSAGE "${_tessera_reason}")
 
