@@ -162,6 +162,7 @@ if(TesseraTorch_ROOT)
     set(_tessera_reason "${TesseraTorch_ROOT} is a CUDA build and needs ${_tessera_missing_text} to start, even on a \
 machine without a GPU. Into the environment of that wheel: ${_tessera_remedy}")
     set(TesseraTorch_ROOT "")
+    unset(TesseraTorch_VERSION)
   endif()
 else()
   if(TESSERA_TORCH)
