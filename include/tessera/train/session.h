@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// One rank's training run, step by step: an ordinary module, loss and torch::optim, on one device or on a mesh.
+#pragma once
+
+#include <torch/torch.h>
+
+#include <memory>
+#include <optional>
+
+#include "tessera/mesh/mesh.h"
+#include "tessera/module/plan.h"
+#include "tessera/train/config.h"
+#include "tessera/train/dataset.h"
+#include "tessera/train/metrics.h"
+#include "tessera/train/workload.h"
+#include "tessera/verify/equivalence.h"
+
+namespace tessera::train {
+
+/// Throws ConfigError, all problems in one, if the model or batch cannot be spread over `axes`: heads that tp does not
+/// divide, a batch that the data-parallel degree does not divide (unless `uneven_batches`).
+void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches = false);
+
+/// The plan file that `config` names, else the ready plan of its model.
+[[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module);
+
+/// A run in progress. With a mesh, `distribute`, `shard_batch` and `step` are all that differs from one device.
+/// Threads   used by its rank's thread
+class Session {
+ public:
+  /// `mesh` empty: plain tensors on one device, the reference of everything else.
+  /// Order   collective with a mesh
+  Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh);
+
+  /// Forward and backward of the batch of `step`; the loss stays on the device.
+  at::Tensor forward_backward(std::int64_t step);
+  /// Gradient clipping (if configured) and the optimizer's step. Gradients are kept until the next forward_backward.
+  void update();
+  /// Global L2 norm of the gradient. Collective with a mesh.
+  [[nodiscard]] double gradient_norm();
+
+  /// Loss and quality over the held-out samples. Collective with a mesh.
+  [[nodiscard]] EvalRecord evaluate(std::int64_t step);
+
+  /// This run as `tessera verify` sees it.
+  [[nodiscard]] verify::Subject subject();
+
+  [[nodiscard]] Workload& workload() noexcept { return workload_; }
+  [[nodiscard]] const Workload& workload() const noexcept { return workload_; }
+  [[nodiscard]] const std::optional<Mesh>& mesh() const noexcept { return mesh_; }
+  [[nodiscard]] torch::optim::Optimizer& optimizer() noexcept { return *optimizer_; }
+  [[nodiscard]] std::int64_t num_steps() const noexcept;
+  [[nodiscard]] std::int64_t num_held_out() const noexcept { return data_->held_out.size(); }
+
+ private:
+  [[nodiscard]] Batch place(Batch batch) const;
+
+  TrainConfig config_;
+  std::shared_ptr<const Dataset> data_;
+  std::optional<Mesh> mesh_;
+  Workload workload_;
+  std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  BatchStream batches_;
+};
+
+}  // namespace tessera::train

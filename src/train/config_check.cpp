@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks between configuration fields that are legal one by one.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "tessera/base/error.h"
+#include "tessera/mesh/mesh.h"
+#include "train/config_values.h"
+#include "train/names.h"
+
+namespace tessera::train {
+namespace {
+
+using Problems = std::vector<std::pair<std::string, std::string>>;
+
+void check_model(const ModelConfig& model, Problems& problems) {
+  if (model.name == "mlp" && model.sizes.size() < 2) {
+    problems.emplace_back("model.sizes", "an mlp needs at least an input and an output width, for instance [64, 10]");
+  }
+  if (model.name == "cnn" && model.channels % 4 != 0) {
+    problems.emplace_back("model.channels",
+                          fmt::format("{} channels do not make 4 equal groups; take a multiple of 4", model.channels));
+  }
+  if (model.name == "gpt" && model.hidden % model.heads != 0) {
+    problems.emplace_back("model.heads",
+                          fmt::format("hidden = {} is not a multiple of heads = {} ({} mod {} = {})", model.hidden,
+                                      model.heads, model.hidden, model.heads, model.hidden % model.heads));
+  }
+}
+
+void check_data(const TrainConfig& config, Problems& problems) {
+  if (config.data.order == "sequential" && config.eval_every > 0) {
+    problems.emplace_back("eval_every", "data.order = \"sequential\" holds no data out to evaluate on; set eval_every = 0");
+  }
+  if (config.data.source.empty()) return;
+  try {
+    const auto source = parse_source(config.data.source);
+    const bool tokens = model_takes_tokens(config.model.name);
+    if (!(tokens ? source.kind->for_tokens : source.kind->for_vectors)) {
+      problems.emplace_back("data.source",
+                            fmt::format("model {} cannot be trained on \"{}\"; allowed: {}", config.model.name,
+                                        config.data.source, describe_sources(tokens)));
+    }
+  } catch (const ConfigError& error) {
+    problems.emplace_back("data.source", error.what());
+  }
+}
+
+void check_mesh(const TrainConfig& config, Problems& problems) {
+  std::int64_t replicas = 1;
+  try {
+    for (const auto& axis : parse_axes(config.mesh)) {
+      if (axis.name == "dp_replicate" || axis.name == "dp_shard") replicas *= std::max(axis.size, 1);
+    }
+  } catch (const ConfigError& error) {
+    problems.emplace_back("mesh", error.what());
+  }
+  if (config.batch < replicas) {
+    problems.emplace_back("batch", fmt::format("{} samples do not reach all {} data-parallel ranks of mesh \"{}\"; take "
+                                               "at least {}", config.batch, replicas, config.mesh, replicas));
+  }
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> find_contradictions(const TrainConfig& config) {
+  Problems problems;
+  check_model(config.model, problems);
+  check_data(config, problems);
+  check_mesh(config, problems);
+  return problems;
+}
+
+}  // namespace tessera::train

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The residual convolutional network, with group norm so that no sample sees its neighbours in the batch.
+#include "tessera/base/error.h"
+#include "tessera/train/models.h"
+#include "train/models/common.h"
+
+namespace tessera::train {
+namespace {
+
+constexpr std::int64_t kGroups = 4;
+
+torch::nn::Conv2d make_conv(std::int64_t inputs, std::int64_t outputs, std::int64_t kernel, std::int64_t stride) {
+  return torch::nn::Conv2d(
+      torch::nn::Conv2dOptions(inputs, outputs, kernel).stride(stride).padding(kernel / 2).bias(false));
+}
+
+torch::nn::GroupNorm make_norm(std::int64_t channels) {
+  return torch::nn::GroupNorm(torch::nn::GroupNormOptions(kGroups, channels));
+}
+
+// [B, 1, h, h] -> [B, channels, h, h].
+struct CnnStem : torch::nn::Module {
+  explicit CnnStem(std::int64_t channels)
+      : conv(register_module("conv", make_conv(1, channels, 3, 1))),
+        norm(register_module("norm", make_norm(channels))) {}
+
+  torch::Tensor forward(const torch::Tensor& x) { return torch::relu(norm(conv(x))); }
+
+  torch::nn::Conv2d conv;
+  torch::nn::GroupNorm norm;
+};
+
+// [B, inputs, h, h] -> [B, outputs, h / stride, h / stride].
+struct CnnBlock : torch::nn::Module {
+  CnnBlock(std::int64_t inputs, std::int64_t outputs, std::int64_t stride)
+      : conv1(register_module("conv1", make_conv(inputs, outputs, 3, stride))),
+        norm1(register_module("norm1", make_norm(outputs))),
+        conv2(register_module("conv2", make_conv(outputs, outputs, 3, 1))),
+        norm2(register_module("norm2", make_norm(outputs))) {
+    if (stride != 1 || inputs != outputs) skip = register_module("skip", make_conv(inputs, outputs, 1, stride));
+  }
+
+  torch::Tensor forward(const torch::Tensor& x) {
+    const auto y = torch::relu(norm1(conv1(x)));
+    return torch::relu(norm2(conv2(y)) + (skip ? skip(x) : x));
+  }
+
+  torch::nn::Conv2d conv1;
+  torch::nn::GroupNorm norm1;
+  torch::nn::Conv2d conv2;
+  torch::nn::GroupNorm norm2;
+  torch::nn::Conv2d skip = nullptr;
+};
+
+// [B, channels, h, h] -> [B, classes]: global average pool, then linear.
+struct CnnHead : torch::nn::Module {
+  CnnHead(std::int64_t channels, std::int64_t classes)
+      : out(register_module("out", torch::nn::Linear(channels, classes))) {}
+
+  torch::Tensor forward(const torch::Tensor& x) { return out(x.mean({2, 3})); }
+
+  torch::nn::Linear out;
+};
+
+}  // namespace
+
+torch::nn::Sequential build_cnn(const CnnOptions& options) {
+  check<ConfigError>(options.channels > 0 && options.channels % kGroups == 0,
+                     "build_cnn: {} channels do not make {} equal groups; take a multiple of {}", options.channels,
+                     kGroups, kGroups);
+  check<ConfigError>(options.blocks >= 1, "build_cnn: {} blocks; take at least 1", options.blocks);
+  torch::nn::Sequential model;
+  model->push_back("stem", std::make_shared<CnnStem>(options.channels));
+  const auto half = options.blocks / 2;
+  auto width = options.channels;
+  for (std::int64_t i = 0; i < options.blocks; ++i) {
+    const auto outputs = i >= half ? 2 * options.channels : options.channels;
+    model->push_back(fmt::format("block{}", i), std::make_shared<CnnBlock>(width, outputs, i == half ? 2 : 1));
+    width = outputs;
+  }
+  model->push_back("head", std::make_shared<CnnHead>(width, options.classes));
+  return model;
+}
+
+ModelParts make_cnn_parts(const ModelConfig& config) {
+  constexpr std::int64_t kDigitSide = 8;
+  const CnnOptions options{.channels = config.channels, .blocks = config.blocks};
+  ModelParts parts;
+  parts.module = build_cnn(options);
+  parts.input = {InputKind::kImage, kDigitSide, options.classes};
+  parts.initial_std = he_std;
+  return parts;
+}
+
+}  // namespace tessera::train
