@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// One rank's training run.
+#include "tessera/train/session.h"
+
+#include <functional>
+
+#include "tessera/base/error.h"
+#include "tessera/module/distribute.h"
+#include "tessera/tensor/mesh_tensor.h"
+#include "tessera/train/safetensors.h"
+
+namespace tessera::train {
+namespace {
+
+using OptimizerMaker = std::unique_ptr<torch::optim::Optimizer> (*)(std::vector<at::Tensor>, const OptimizerConfig&);
+
+const std::map<std::string, OptimizerMaker>& optimizer_table() {
+  static const std::map<std::string, OptimizerMaker> kTable{
+      {"adamw",
+       [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
+         return std::make_unique<torch::optim::AdamW>(
+             std::move(parameters), torch::optim::AdamWOptions(config.lr).weight_decay(config.weight_decay));
+       }},
+      {"adam",
+       [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
+         return std::make_unique<torch::optim::Adam>(
+             std::move(parameters), torch::optim::AdamOptions(config.lr).weight_decay(config.weight_decay));
+       }},
+      {"sgd",
+       [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
+         return std::make_unique<torch::optim::SGD>(
+             std::move(parameters),
+             torch::optim::SGDOptions(config.lr).momentum(config.momentum).weight_decay(config.weight_decay));
+       }},
+  };
+  return kTable;
+}
+
+using ReadyPlan = Plan (*)(const std::vector<std::string>&);
+const std::map<std::string, ReadyPlan>& ready_plans() {
+  static const std::map<std::string, ReadyPlan> kTable{
+      {"mlp", plan_for_mlp}, {"cnn", plan_for_cnn}, {"gpt", plan_for_transformer}};
+  return kTable;
+}
+
+at::ScalarType dtype_of(const std::string& precision) { return precision == "fp64" ? at::kDouble : at::kFloat; }
+
+int size_of(const std::vector<Axis>& axes, const std::string& name) {
+  for (const Axis& axis : axes) {
+    if (axis.name == name) return axis.size;
+  }
+  return 1;
+}
+
+Workload prepared_workload(const TrainConfig& config, const std::optional<Mesh>& mesh) {
+  Workload workload = make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  if (!config.weights.empty()) load_weights(*workload.module, config.weights);
+  const c10::Device device = mesh ? mesh->device() : c10::Device(config.device);
+  workload.module->to(device, dtype_of(config.precision));
+  if (mesh) distribute(*workload.module, *mesh, plan_of(config, *workload.module));
+  return workload;
+}
+
+}  // namespace
+
+void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches) {
+  std::vector<std::string> problems;
+  const int tp = size_of(axes, "tp");
+  const int data = size_of(axes, "dp_replicate") * size_of(axes, "dp_shard");
+  if (config.model.name == "gpt" && config.model.heads % tp != 0) {
+    problems.push_back(fmt::format("model.heads = {} cannot be split over tp={} ({} mod {} = {}); choose a tp that divides "
+                                   "{}, or a multiple of {} heads",
+                                   config.model.heads, tp, config.model.heads, tp, config.model.heads % tp,
+                                   config.model.heads, tp));
+  }
+  if (!uneven_batches && config.batch % data != 0) {
+    problems.push_back(fmt::format("batch = {} does not divide over {} data-parallel ranks ({} mod {} = {}); allowed: a "
+                                   "multiple of {}, for instance {}",
+                                   config.batch, data, config.batch, data, config.batch % data, data,
+                                   (config.batch + data - 1) / data * data));
+  }
+  check<ConfigError>(problems.empty(), "mesh {}: {}", format_axes(axes), fmt::join(problems, "\n"));
+}
+
+Plan plan_of(const TrainConfig& config, const torch::nn::Module& module) {
+  if (!config.plan.file.empty()) return Plan::load(config.plan.file);
+  const auto found = ready_plans().find(config.model.name);
+  return found == ready_plans().end() ? Plan() : found->second(module.named_parameters().keys());
+}
+
+Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh)
+    : config_(config),
+      data_(std::move(data)),
+      mesh_(std::move(mesh)),
+      workload_(prepared_workload(config, mesh_)),
+      optimizer_(optimizer_table().at(config.optimizer.name)(workload_.module->parameters(), config.optimizer)),
+      batches_(data_->train, batch_order(config.data), static_cast<std::uint64_t>(config.seed), config.batch) {}
+
+Batch Session::place(Batch batch) const {
+  if (batch.input.is_floating_point()) batch.input = batch.input.to(dtype_of(config_.precision));
+  if (mesh_) return {shard_batch(*mesh_, batch.input), shard_batch(*mesh_, batch.target)};
+  const c10::Device device(config_.device);
+  return {batch.input.to(device), batch.target.to(device)};
+}
+
+at::Tensor Session::forward_backward(std::int64_t step_index) {
+  const Batch batch = place(batches_.at(step_index));
+  optimizer_->zero_grad();
+  return step(workload_.forward, batch.input, batch.target, workload_.loss);
+}
+
+void Session::update() {
+  if (config_.optimizer.clip > 0) {
+    torch::nn::utils::clip_grad_norm_(workload_.module->parameters(), config_.optimizer.clip);
+  }
+  optimizer_->step();
+}
+
+double Session::gradient_norm() {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> norms;
+  for (const at::Tensor& parameter : workload_.module->parameters()) {
+    if (parameter.grad().defined()) norms.push_back(parameter.grad().norm());
+  }
+  return norms.empty() ? 0.0 : at::stack(norms).norm().item<double>();
+}
+
+EvalRecord Session::evaluate(std::int64_t step_index) {
+  const at::NoGradGuard no_grad;
+  EvalRecord record{.step = step_index, .metric = workload_.metric};
+  std::int64_t targets = 0;
+  std::int64_t correct = 0;
+  for (std::int64_t begin = 0; begin < data_->held_out.size(); begin += config_.batch) {
+    const Batch batch = place(data_->held_out.slice(begin, config_.batch));
+    const at::Tensor logits = workload_.forward(batch.input);
+    const std::int64_t count = batch.target.numel();
+    record.loss += workload_.loss(logits, batch.target).item<double>() * static_cast<double>(count);
+    correct += count_correct(logits, batch.target);
+    targets += count;
+  }
+  record.loss /= static_cast<double>(std::max<std::int64_t>(targets, 1));
+  record.quality = workload_.metric == Metric::kAccuracy
+                       ? static_cast<double>(correct) / static_cast<double>(std::max<std::int64_t>(targets, 1))
+                       : perplexity(record.loss);
+  return record;
+}
+
+verify::Subject Session::subject() {
+  return {.forward_backward = [this](std::int64_t index) { return forward_backward(index).item<double>(); },
+          .update = [this] { update(); },
+          .parameters =
+              [this] {
+                verify::NamedTensors tensors;
+                for (const auto& item : workload_.module->named_parameters()) {
+                  tensors.emplace_back(item.key(), item.value());
+                }
+                return tensors;
+              }};
+}
+
+std::int64_t Session::num_steps() const noexcept {
+  return config_.epochs > 0 ? batches_.steps_for(config_.epochs) : config_.steps;
+}
+
+}  // namespace tessera::train
