@@ -8,7 +8,9 @@
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include <algorithm>
+#include <chrono>
 #include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "comm/local_backend.h"
@@ -41,14 +43,34 @@ at::Tensor as_bytes(const at::Tensor& tensor) { return is_bool(tensor) ? tensor.
 
 std::int64_t nbytes(const at::Tensor& tensor) { return static_cast<std::int64_t>(tensor.nbytes()); }
 
-// [n, ...] -> [rows, ...]; a scalar counts as one row.
+// [n, ...] -> [rows, ...].
 at::Tensor empty_with_rows(const at::Tensor& like, std::int64_t rows) {
-  std::vector<std::int64_t> sizes = like.dim() == 0 ? std::vector<std::int64_t>{1} : like.sizes().vec();
+  std::vector<std::int64_t> sizes = like.sizes().vec();
   sizes[0] = rows;
   return at::empty(sizes, like.options().requires_grad(false));
 }
 
-std::int64_t num_rows(const at::Tensor& tensor) { return tensor.dim() == 0 ? 1 : tensor.size(0); }
+// Torch's errors carry a stack trace from the second line on.
+std::string first_line(const char* text) {
+  const std::string_view view(text);
+  return std::string(view.substr(0, view.find('\n')));
+}
+
+// Credits the time of its scope to `traffic`.
+class ExposedTime {
+ public:
+  explicit ExposedTime(Traffic* traffic) : traffic_(traffic), start_(std::chrono::steady_clock::now()) {}
+  ~ExposedTime() {
+    const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start_;
+    if (traffic_ != nullptr) traffic_->exposed_ms += elapsed.count();
+  }
+  ExposedTime(const ExposedTime&) = delete;
+  ExposedTime& operator=(const ExposedTime&) = delete;
+
+ private:
+  Traffic* traffic_;
+  std::chrono::steady_clock::time_point start_;
+};
 
 // Copies results back into the caller's non-contiguous tensors once they are there.
 class CopyBackWork final : public c10d::Work {
@@ -72,7 +94,8 @@ class CopyBackWork final : public c10d::Work {
 
 }  // namespace
 
-Pending::Pending(c10::intrusive_ptr<c10d::Work> work) : work_(std::move(work)) {}
+Pending::Pending(c10::intrusive_ptr<c10d::Work> work, std::shared_ptr<Traffic> traffic)
+    : work_(std::move(work)), traffic_(std::move(traffic)) {}
 Pending::~Pending() = default;
 Pending::Pending(Pending&&) noexcept = default;
 Pending& Pending::operator=(Pending&&) noexcept = default;
@@ -82,12 +105,13 @@ Pending& Pending::operator=(const Pending&) = default;
 void Pending::wait() {
   if (!work_) return;
   const c10::intrusive_ptr<c10d::Work> work = std::exchange(work_, {});
+  const ExposedTime exposed(traffic_.get());
   try {
     work->wait();
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    throw CommunicationError(fmt::format("wait for an asynchronous collective: {}", error.what()));
+    throw CommunicationError(fmt::format("wait for an asynchronous collective: {}", first_line(error.what())));
   }
 }
 
@@ -96,13 +120,13 @@ bool Pending::done() const noexcept { return !work_; }
 struct Communicator::State {
   c10::intrusive_ptr<c10d::Backend> backend;
   std::string name;
-  Traffic traffic;
+  std::shared_ptr<Traffic> traffic = std::make_shared<Traffic>();
   // Other engines refuse empty messages, which need no traffic anyway.
   bool moves_empty = false;
 
   void count(std::int64_t bytes) {
-    ++traffic.calls;
-    traffic.bytes += bytes;
+    ++traffic->calls;
+    traffic->bytes += bytes;
   }
 
   [[nodiscard]] bool skips(std::int64_t bytes) const { return bytes == 0 && !moves_empty; }
@@ -115,14 +139,15 @@ struct Communicator::State {
     } catch (const Error&) {
       throw;
     } catch (const std::exception& error) {
-      throw CommunicationError(fmt::format("{}, call {} of group {} (rank {} of {}): {}", operation, traffic.calls, name,
-                                           backend->getRank(), backend->getSize(), error.what()));
+      throw CommunicationError(fmt::format("{}, call {} of group {} (rank {} of {}): {}", operation, traffic->calls, name,
+                                           backend->getRank(), backend->getSize(), first_line(error.what())));
     }
   }
 
   // One call of the backend, to its end.
   template <class Call>
   void run(const char* operation, Call&& call) const {
+    const ExposedTime exposed(traffic.get());
     guarded(operation, [&] {
       const c10::intrusive_ptr<c10d::Work> work = call();
       if (work) work->wait();
@@ -140,7 +165,7 @@ struct Communicator::State {
     count(nbytes(tensor));
     if (skips(nbytes(tensor))) return {};
     std::vector<at::Tensor> tensors{as_bytes(tensor.contiguous())};
-    return Pending(guarded(operation, [&] { return call(tensors); }));
+    return Pending(guarded(operation, [&] { return call(tensors); }), traffic);
   }
 };
 
@@ -158,7 +183,7 @@ Communicator::Communicator(c10::intrusive_ptr<c10d::Backend> backend, std::strin
 }
 
 const std::string& Communicator::name() const noexcept { return state_->name; }
-const Traffic& Communicator::traffic() const noexcept { return state_->traffic; }
+const Traffic& Communicator::traffic() const noexcept { return *state_->traffic; }
 const c10::intrusive_ptr<c10d::Backend>& Communicator::backend() const noexcept { return state_->backend; }
 
 void Communicator::all_reduce(at::Tensor& tensor, ReduceOp op) const {
@@ -199,15 +224,17 @@ Pending Communicator::all_reduce_coalesced(std::vector<at::Tensor> tensors, Redu
   c10::intrusive_ptr<c10d::Work> work =
       state_->guarded("all_reduce_coalesced", [&] { return state_->backend->allreduce_coalesced(tensors, options); });
   if (!copies.empty()) work = c10::make_intrusive<CopyBackWork>(std::move(work), std::move(copies));
-  return Pending(std::move(work));
+  return Pending(std::move(work), state_->traffic);
 }
 
 at::Tensor Communicator::all_gather(const at::Tensor& tensor) const {
-  if (size_ == 1) return tensor.dim() == 0 ? tensor.reshape({1}) : tensor;
-  at::Tensor output = empty_with_rows(tensor, num_rows(tensor) * size_);
+  // A scalar is one row.
+  const at::Tensor rows = tensor.dim() == 0 ? tensor.reshape({1}) : tensor;
+  if (size_ == 1) return rows;
+  at::Tensor output = empty_with_rows(rows, rows.size(0) * size_);
   state_->count(nbytes(output));
   if (state_->skips(nbytes(output))) return output;
-  at::Tensor input = as_bytes(tensor.contiguous());
+  at::Tensor input = as_bytes(rows.contiguous());
   at::Tensor target = as_bytes(output);
   c10d::AllgatherOptions options;
   options.asyncOp = false;

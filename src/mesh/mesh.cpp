@@ -95,6 +95,7 @@ comm::Traffic Mesh::traffic() const noexcept {
   const auto add = [&](const comm::Communicator& communicator) {
     total.calls += communicator.traffic().calls;
     total.bytes += communicator.traffic().bytes;
+    total.exposed_ms += communicator.traffic().exposed_ms;
   };
   for (const comm::Communicator& communicator : state_->along) add(communicator);
   for (const auto& [axes, communicator] : state_->across) add(communicator);

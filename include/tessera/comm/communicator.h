@@ -21,9 +21,11 @@ enum class ReduceOp : std::uint8_t { kSum, kAvg, kMax, kMin, kProduct };
 
 /// Totals since the communicator was made, for tests of closed forms and for `comm_bytes` in reports.
 /// `bytes` counts the payload this rank hands to collectives: the larger of its input and output buffers.
+/// `exposed_ms` is the time this rank's thread spent inside collectives and waits: communication that hid behind nothing.
 struct Traffic {
   std::int64_t calls = 0;
   std::int64_t bytes = 0;
+  double exposed_ms = 0;
 };
 
 /// An asynchronous collective under way. wait() returns when the result may be read by this rank's next operation
@@ -31,7 +33,8 @@ struct Traffic {
 class Pending {
  public:
   Pending() = default;
-  explicit Pending(c10::intrusive_ptr<c10d::Work> work);
+  /// `traffic`, if given, is credited with the time spent waiting.
+  explicit Pending(c10::intrusive_ptr<c10d::Work> work, std::shared_ptr<Traffic> traffic = nullptr);
   ~Pending();
   Pending(Pending&&) noexcept;
   Pending& operator=(Pending&&) noexcept;
@@ -43,6 +46,7 @@ class Pending {
 
  private:
   c10::intrusive_ptr<c10d::Work> work_;
+  std::shared_ptr<Traffic> traffic_;
 };
 
 /// Handle to a group of ranks; copies refer to the same group. A group of one never touches a backend, counts no

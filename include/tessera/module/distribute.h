@@ -4,6 +4,7 @@
 
 #include <torch/nn/module.h>
 
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -45,13 +46,21 @@ class NoSync {
   std::unique_ptr<State> state_;
 };
 
-/// Forward, loss and backward of one batch: `loss(module.forward(input), target)`.
+/// Forward, loss and backward of one batch: `loss(forward(input), target)`.
 /// Returns the loss, detached; its gradients are in the parameters, reductions under way.
-template <class Module, class Loss>
-at::Tensor step(Module& module, const at::Tensor& input, const at::Tensor& target, Loss&& loss) {
-  const at::Tensor value = std::forward<Loss>(loss)(module.forward(input), target);
+template <class Forward, class Loss>
+  requires std::invocable<Forward&, const at::Tensor&>
+at::Tensor step(Forward&& forward, const at::Tensor& input, const at::Tensor& target, Loss&& loss) {
+  const at::Tensor value = loss(forward(input), target);
   value.backward();
   return value.detach();
+}
+
+/// The same for anything with a forward() member: a module or a module holder's impl.
+template <class Module, class Loss>
+  requires requires(Module& module, const at::Tensor& input) { module.forward(input); }
+at::Tensor step(Module& module, const at::Tensor& input, const at::Tensor& target, Loss&& loss) {
+  return step([&](const at::Tensor& x) { return module.forward(x); }, input, target, std::forward<Loss>(loss));
 }
 
 }  // namespace tessera

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// `tessera train`: the main job.
+#include <unistd.h>
+
+#include <iostream>
+
+#include "cli/commands.h"
+#include "cli/rank_job.h"
+#include "tessera/base/error.h"
+#include "tessera/base/log.h"
+#include "tessera/launch/environment.h"
+#include "tessera/train/trainer.h"
+
+namespace tessera::cli {
+namespace {
+
+/// Everything rank 0 tells people and programs.
+class Report {
+ public:
+  Report(const JobFlags& flags, const train::Session& session)
+      : json_(flags.json),
+        unit_(session.workload().unit),
+        progress_(std::cerr, {.steps = session.num_steps(), .terminal = ::isatty(STDERR_FILENO) != 0, .unit = unit_}) {}
+
+  [[nodiscard]] train::Sinks sinks() {
+    return {.step =
+                [this](const train::StepRecord& record) {
+                  progress_.step(record);
+                  json_.write(train::format_json(record, unit_));
+                },
+            .evaluation =
+                [this](const train::EvalRecord& record) {
+                  progress_.evaluation(record);
+                  json_.write(train::format_json(record));
+                }};
+  }
+
+  void finish(const train::SummaryRecord& summary, bool json_on_stdout) {
+    progress_.finish();
+    json_.write(train::format_json(summary));
+    if (json_on_stdout) return;
+    std::cout << fmt::format("{} on {}: loss {:.4f} after {} steps, {:.1f} ms a step, {:.0f} {}/s\n", summary.params,
+                             summary.mesh, summary.final_loss, summary.steps, summary.ms_median, summary.throughput,
+                             unit_);
+    for (const auto& [name, count] : summary.replicated_fallbacks) {
+      base::warn("{} has no sharding rule and ran gathered and replicated {} times", name, count);
+    }
+  }
+
+ private:
+  train::JsonLines json_;
+  std::string unit_;
+  train::Progress progress_;
+};
+
+void train_rank(const JobFlags& flags, const train::TrainConfig& config, const std::shared_ptr<comm::World>& world) {
+  std::optional<Mesh> mesh;
+  const bool strict = launcher::read_switches(launcher::process_environment()).strict;
+  if (!config.mesh.empty()) mesh.emplace(world, axes_of(config, world->size()), MeshOptions{.strict = strict});
+  check<ConfigError>(mesh || world->size() == 1, "{} ranks, but no mesh; say how they are laid out, for instance --mesh dp={}",
+                     world->size(), world->size());
+  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  const auto data = std::make_shared<const train::Dataset>(
+      train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));
+  train::Session session(config, data, mesh);
+  const bool reports = world->rank() == 0;
+  if (reports) {
+    base::info("{}: {} parameters, {}; mesh {} over {}", config.model.name,
+               train::count_parameters(*session.workload().module), data->description,
+               mesh ? mesh->to_string() : "none", world->transport());
+  }
+  std::optional<Report> report;
+  if (reports) report.emplace(flags, session);
+  const train::SummaryRecord summary = train::train(session, config, reports ? report->sinks() : train::Sinks{});
+  if (reports) report->finish(summary, flags.json == "-");
+  if (!config.dump_weights.empty()) {
+    const auto tensors = train::full_parameters(session);
+    if (reports) train::save_weights(tensors, config.dump_weights);
+  }
+}
+
+}  // namespace
+
+Command add_train(CLI::App& app, const Invocation& invocation) {
+  CLI::App* command = app.add_subcommand("train", "trains a built-in model on real data under any plan");
+  command->footer("\nExamples:\n"
+                  "  tessera train --model gpt --mesh dp=2,tp=2 --steps 200\n"
+                  "  tessera train --model cnn --data digits --mesh dp=4 --epochs 10 --eval-every 100\n"
+                  "  tessera train run.toml --set optimizer.lr=3e-4 --json metrics.jsonl");
+  const auto flags = std::make_shared<JobFlags>();
+  add_job_flags(*command, *flags);
+  return [flags, &invocation] {
+    const train::TrainConfig config = read_config(*flags);
+    if (flags->print_config) {
+      std::cout << train::format_toml(config);
+      return 0;
+    }
+    const std::vector<Axis> axes = axes_of(config, launched_ranks());
+    train::check_fits(config, axes);
+    return run_ranks({count_ranks(axes), invocation.words, *flags, config},
+                     [&](const std::shared_ptr<comm::World>& world) { train_rank(*flags, config, world); });
+  };
+}
+
+}  // namespace tessera::cli

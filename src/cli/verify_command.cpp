@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// `tessera verify`: one device against meshes, from the same seed and data.
+#include <charconv>
+#include <iostream>
+#include <mutex>
+
+#include "cli/commands.h"
+#include "cli/rank_job.h"
+#include "tessera/base/error.h"
+#include "tessera/base/log.h"
+#include "tessera/launch/environment.h"
+#include "tessera/tensor/mesh_tensor.h"
+#include "tessera/train/session.h"
+
+namespace tessera::cli {
+namespace {
+
+struct VerifyFlags {
+  JobFlags job;
+  std::string meshes;
+  double tolerance = -1;
+};
+
+/// Plain SGD, because Adam divides gradients that are zero but for rounding (a key bias, say) by their own size and so
+/// shows rounding as if it were a difference.
+const Defaults kVerifyDefaults{{"steps", "3"},          {"precision", "fp64"},     {"ranks", "threads"},
+                               {"optimizer.name", "sgd"}, {"optimizer.lr", "0.01"}, {"data.order", "sequential"}};
+
+/// "all:8" -> 8.
+int parse_all(const std::string& text) {
+  int ranks = 0;
+  const std::string_view digits = std::string_view(text).substr(std::min<std::size_t>(4, text.size()));
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), ranks);
+  check<ConfigError>(text.starts_with("all:") && error == std::errc{} && end == digits.data() + digits.size() &&
+                         ranks >= 1 && ranks <= 64,
+                     "--meshes \"{}\"; allowed: all:N with N from 1 to 64, for instance all:8", text);
+  return ranks;
+}
+
+/// Meshes to try: those the model allows among all of up to N ranks, or the configured one.
+std::vector<std::vector<Axis>> chosen_meshes(const VerifyFlags& flags, const train::TrainConfig& config) {
+  if (flags.meshes.empty()) {
+    std::vector<Axis> axes = axes_of(config, launched_ranks());
+    train::check_fits(config, axes, /*uneven_batches=*/true);
+    return {axes};
+  }
+  check<ConfigError>(config.ranks == "threads", "--meshes tries many worlds in one process; use --ranks threads");
+  std::vector<std::vector<Axis>> meshes;
+  for (std::vector<Axis>& axes : verify::all_meshes(parse_all(flags.meshes))) {
+    try {
+      train::check_fits(config, axes, /*uneven_batches=*/true);
+    } catch (const ConfigError&) {
+      continue;
+    }
+    meshes.push_back(std::move(axes));
+  }
+  return meshes;
+}
+
+/// The reference and what ranks share of it.
+struct Reference {
+  std::shared_ptr<const train::Dataset> data;
+  verify::Trace trace;
+};
+
+Reference run_one_device(const train::TrainConfig& config) {
+  at::set_num_threads(static_cast<int>(config.threads_per_rank));
+  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  Reference reference;
+  reference.data = std::make_shared<const train::Dataset>(
+      train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));
+  train::Session session(config, reference.data, std::nullopt);
+  reference.trace = verify::record(session.subject(), config.steps);
+  return reference;
+}
+
+/// The largest deviation that any rank of the mesh saw; collective.
+verify::Deviations merge_over_ranks(const verify::Deviations& mine, const Mesh& mesh) {
+  at::Tensor values = at::tensor({mine.max_loss, mine.max_gradient, mine.max_parameter}, at::kDouble);
+  mesh.everyone().all_reduce(values, comm::ReduceOp::kMax);
+  return {values[0].item<double>(), values[1].item<double>(), values[2].item<double>(), mine.worst_parameter};
+}
+
+verify::Verdict verify_mesh(const VerifyFlags& flags, const train::TrainConfig& config, const std::vector<Axis>& axes,
+                            const std::shared_ptr<comm::World>& world, const Reference& reference) {
+  const Mesh mesh(world, axes, {.strict = launcher::read_switches(launcher::process_environment()).strict});
+  train::Session session(config, reference.data, mesh);
+  const verify::Deviations deviations = verify::compare(session.subject(), reference.trace);
+  return {.mesh = format_axes(axes),
+          .model = config.model.name,
+          .precision = config.precision,
+          .steps = config.steps,
+          .deviations = merge_over_ranks(deviations, mesh),
+          .tolerance = flags.tolerance >= 0 ? flags.tolerance : verify::default_tolerance(config.precision),
+          .replicated_fallbacks = replicated_fallbacks(mesh)};
+}
+
+void show(const verify::Verdict& verdict) {
+  std::cout << fmt::format("{:<34} {:5}  loss {:.1e}  gradients {:.1e}  parameters {:.1e}{}{}\n", verdict.mesh,
+                           verdict.holds() ? "holds" : "FAILS", verdict.deviations.max_loss,
+                           verdict.deviations.max_gradient, verdict.deviations.max_parameter,
+                           verdict.holds() ? "" : "  worst: " + verdict.deviations.worst_parameter,
+                           verdict.replicated_fallbacks.empty() ? "" : "  with fallbacks")
+            << std::flush;
+}
+
+int verify(const VerifyFlags& flags, const Invocation& invocation) {
+  const train::TrainConfig config = read_config(flags.job, kVerifyDefaults);
+  if (flags.job.print_config) {
+    std::cout << train::format_toml(config);
+    return 0;
+  }
+  const auto meshes = chosen_meshes(flags, config);
+  const bool threads = config.ranks == "threads";
+  // Ranks that are threads share one reference; a process computes its own.
+  std::optional<Reference> shared;
+  std::optional<train::JsonLines> json;
+  bool all_hold = true;
+  if (threads) {
+    base::info("{}: {} steps on one device, then on {} mesh{}", config.model.name, config.steps, meshes.size(),
+               meshes.size() == 1 ? "" : "es");
+    shared = run_one_device(config);
+  }
+  for (const std::vector<Axis>& axes : meshes) {
+    const RankJob job{count_ranks(axes), invocation.words, flags.job, config};
+    const int exit_code = run_ranks(job, [&](const std::shared_ptr<comm::World>& world) {
+      const verify::Verdict verdict = threads ? verify_mesh(flags, config, axes, world, *shared)
+                                              : verify_mesh(flags, config, axes, world, run_one_device(config));
+      if (world->rank() != 0) return;
+      all_hold = all_hold && verdict.holds();
+      if (!json) json.emplace(flags.job.json);
+      json->write(verify::format_json(verdict));
+      if (flags.job.json != "-") show(verdict);
+    });
+    if (exit_code != 0) return exit_code;
+  }
+  return all_hold ? 0 : 1;
+}
+
+}  // namespace
+
+Command add_verify(CLI::App& app, const Invocation& invocation) {
+  CLI::App* command = app.add_subcommand("verify", "proves that a plan computes what one device computes");
+  command->footer("\nExamples:\n"
+                  "  tessera verify --model gpt --mesh dp=2,tp=2\n"
+                  "  tessera verify --model cnn --precision fp64 --meshes all:8 --json -");
+  const auto flags = std::make_shared<VerifyFlags>();
+  add_job_flags(*command, flags->job);
+  command->add_option("--meshes", flags->meshes, "all:N tries every mesh of up to N ranks that the model allows");
+  command->add_option("--tolerance", flags->tolerance, "largest relative deviation (default 1e-12 in fp64, 1e-4 in fp32)");
+  return [flags, &invocation] { return verify(*flags, invocation); };
+}
+
+}  // namespace tessera::cli
