@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 namespace tessera::comm::detail {
 
@@ -85,7 +86,25 @@ class Region {
   [[nodiscard]] Ring ring(int from, int to) const;
 
  private:
+  friend class WeakRegion;
+
   std::shared_ptr<std::byte> memory_;
+  RegionShape shape_;
+};
+
+/// Remembers a region without keeping its memory.
+class WeakRegion {
+ public:
+  WeakRegion() = default;
+  explicit WeakRegion(const Region& region) : memory_(region.memory_), shape_(region.shape_) {}
+  /// Nothing once the last handle is gone.
+  [[nodiscard]] std::optional<Region> lock() const {
+    auto memory = memory_.lock();
+    return memory ? std::optional<Region>(Region(std::move(memory), shape_)) : std::nullopt;
+  }
+
+ private:
+  std::weak_ptr<std::byte> memory_;
   RegionShape shape_;
 };
 

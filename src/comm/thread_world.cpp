@@ -26,27 +26,33 @@ class Hub {
     const std::lock_guard lock(mutex_);
     Entry& entry = entries_[detail::group_key(members, name)];
     check<ConfigError>(!entry.joined.contains(rank),
-                       "group {}: rank {} makes it twice; a name is used once per job for the same members", name, rank);
-    if (!entry.region) entry = open(members);
+                       "group {}: rank {} makes it twice; a name is used once per job for the same members", name,
+                       rank);
+    if (entry.joined.empty()) entry = open(members);
     entry.joined.insert(rank);
     detail::Region region = *entry.region;
-    // From now on the members keep it.
-    if (entry.joined.size() == members.size()) entry.region.reset();
+    // From now on the members keep it; the hub only remembers it, for a rank that fails after it let go of its own.
+    if (entry.joined.size() == members.size()) {
+      entry.complete = detail::WeakRegion(region);
+      entry.region.reset();
+    }
     return region;
   }
 
-  // Poisons the groups in which `rank` is still missing, and those yet to be made with it.
+  // Poisons the groups of `rank`: those that it has left, those in which it is still missing and those yet to be made.
   void abort(int rank, const std::string& reason) noexcept {
     const std::lock_guard lock(mutex_);
     aborted_.emplace(rank, reason);
     for (const auto& [key, entry] : entries_) {
-      if (entry.region && entry.members.contains(rank)) detail::poison(*entry.region, reason);
+      const auto region = entry.region ? entry.region : entry.complete.lock();
+      if (region && entry.members.contains(rank)) detail::poison(*region, reason);
     }
   }
 
  private:
   struct Entry {
     std::optional<detail::Region> region;
+    detail::WeakRegion complete;
     std::set<int> members;
     std::set<int> joined;
   };
@@ -54,7 +60,7 @@ class Hub {
   Entry open(const std::vector<int>& members) const {
     detail::RegionShape shape = kShape;
     shape.size = static_cast<int>(members.size());
-    Entry entry{detail::make_private_region(shape), {members.begin(), members.end()}, {}};
+    Entry entry{detail::make_private_region(shape), {}, {members.begin(), members.end()}, {}};
     for (const auto& [rank, reason] : aborted_) {
       if (entry.members.contains(rank)) detail::poison(*entry.region, reason);
     }
@@ -80,18 +86,19 @@ class ThreadWorld final : public World {
   Communicator group(const std::vector<int>& members, const std::string& name) override {
     const int position = detail::position_in_group(rank(), size(), members, name);
     if (members.size() == 1) return Communicator(nullptr, name);
+    detail::Region region = hub_->join(rank(), members, name);
+    book_.add(region);
     auto host = c10::make_intrusive<detail::LocalBackend>(detail::LocalGroup{
-        .region = hub_->join(rank(), members, name),
+        .region = std::move(region),
         .reach = detail::Reach::kDirect,
         .rank = position,
         .transport = "thread",
         .arrival = {.group = name,
                     .timeout = options_.timeout,
-                    .patience = detail::choose_patience(options_.ranks_on_machine > 0 ? options_.ranks_on_machine
-                                                                                      : size()),
+                    .patience =
+                        detail::choose_patience(options_.ranks_on_machine > 0 ? options_.ranks_on_machine : size()),
                     .is_alive = {}},
         .engine = engine_});
-    book_.add(host);
     host->meet();
     if (device().is_cpu()) return Communicator(std::move(host), name);
     auto backend = options_.makers.at("thread")({.rank = position,
