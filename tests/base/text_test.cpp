@@ -18,7 +18,9 @@ TEST(EditDistance, CountsInsertionsDeletionsAndSubstitutions) {
   EXPECT_EQ(edit_distance("flaw", "lawn"), 2);
 }
 
-TEST(EditDistance, IsSymmetric) { EXPECT_EQ(edit_distance("schedule", "shceduel"), edit_distance("shceduel", "schedule")); }
+TEST(EditDistance, IsSymmetric) {
+  EXPECT_EQ(edit_distance("schedule", "shceduel"), edit_distance("shceduel", "schedule"));
+}
 
 TEST(NearestWord, FindsTheIntendedAxis) {
   EXPECT_EQ(nearest_word("dp_shrad", {"pp", "dp_replicate", "dp_shard", "cp", "tp", "ep"}), "dp_shard");
