@@ -29,7 +29,8 @@ Range share_of(std::size_t bytes, int rank, int size) {
   return {begin, std::min(bytes, begin + share)};
 }
 
-// Calls visit(piece index, offset in the piece, offset from range.begin, bytes) for the parts of a range of the message.
+// Calls visit(piece index, offset in the piece, offset from range.begin, bytes) for the parts of a range of the
+// message.
 template <class Visit>
 void for_each_part(const Pieces& pieces, Range range, Visit&& visit) {
   std::size_t start = 0;

@@ -148,10 +148,10 @@ void Arrival::fail_late() const {
     late += fmt::format("{}{}", late.empty() ? "" : ", ", rank);
   }
   const bool several = late.find(',') != std::string::npos;
-  fail(fmt::format("{}: rank{} {} of {} did not arrive within {} ms (seen by rank {}); see what {} last did, or raise "
-                   "the timeout",
-                   describe_call(), several ? "s" : "", late, size(), options_.timeout.count(), rank_,
-                   several ? "they" : "it"));
+  fail(fmt::format(
+      "{}: rank{} {} of {} did not arrive within {} ms (seen by rank {}); see what {} last did, or raise "
+      "the timeout",
+      describe_call(), several ? "s" : "", late, size(), options_.timeout.count(), rank_, several ? "they" : "it"));
 }
 
 // Compares with rank 0 and not with the caller, so that all ranks give the same message.
@@ -159,14 +159,13 @@ void Arrival::fail_mismatch() const {
   const auto shown = [this](int rank) { return region_.slot(rank).published[step_ & 1U].fingerprint; };
   int other = 1;
   while (other < size() - 1 && shown(other) == shown(0)) ++other;
-  fail(fmt::format("rank {} called {} where rank 0 called {}, call {} of group {}; every rank must make the same calls "
-                   "in the same order",
-                   other, describe(unpack(shown(other))), describe(unpack(shown(0))), calls_, options_.group));
+  fail(
+      fmt::format("rank {} called {} where rank 0 called {}, call {} of group {}; every rank must make the same calls "
+                  "in the same order",
+                  other, describe(unpack(shown(other))), describe(unpack(shown(0))), calls_, options_.group));
 }
 
-std::uint32_t Arrival::mail_count() const {
-  return region_.mail_bell(rank_).rings.load(std::memory_order_acquire);
-}
+std::uint32_t Arrival::mail_count() const { return region_.mail_bell(rank_).rings.load(std::memory_order_acquire); }
 
 void Arrival::ring_mail(int rank) const {
   Bell& bell = region_.mail_bell(rank);

@@ -40,12 +40,11 @@ void run_broadcast(Exchange& exchange, const Operation& operation) {
 }
 
 void run_gather(Exchange& exchange, const Operation& operation) {
-  exchange.run(operation.inputs, 1, operation.call.bytes,
-               [&](std::size_t begin, std::size_t bytes, const View& view) {
-                 for (std::size_t r = 0; r < operation.outputs.size(); ++r) {
-                   copy_part(operation.outputs[r], begin, bytes, view(static_cast<int>(r), 0));
-                 }
-               });
+  exchange.run(operation.inputs, 1, operation.call.bytes, [&](std::size_t begin, std::size_t bytes, const View& view) {
+    for (std::size_t r = 0; r < operation.outputs.size(); ++r) {
+      copy_part(operation.outputs[r], begin, bytes, view(static_cast<int>(r), 0));
+    }
+  });
 }
 
 void run_scatter(Exchange& exchange, const Operation& operation) {
@@ -72,10 +71,9 @@ auto fold_into(const Exchange& exchange, const Operation& operation, const Piece
 void run_reduce(Exchange& exchange, const Operation& operation) {
   auto fold = fold_into(exchange, operation, operation.inputs[0], 0);
   const bool is_root = exchange.arrival().rank() == operation.call.root;
-  exchange.run(operation.inputs, 1, operation.call.bytes,
-               [&](std::size_t begin, std::size_t bytes, const View& view) {
-                 if (is_root) fold(begin, bytes, view);
-               });
+  exchange.run(operation.inputs, 1, operation.call.bytes, [&](std::size_t begin, std::size_t bytes, const View& view) {
+    if (is_root) fold(begin, bytes, view);
+  });
 }
 
 void run_reduce_scatter(Exchange& exchange, const Operation& operation) {
@@ -137,9 +135,10 @@ class AllToAll {
   void check_size(int from, std::size_t sent) const {
     const std::size_t expected = outputs_[index_of(from)].bytes;
     if (sent == expected) return;
-    arrival_.fail(fmt::format("{}: rank {} sends {} bytes to rank {}, which expects {}; the sender's split sizes must "
-                              "equal the receiver's",
-                              arrival_.describe_call(), from, sent, arrival_.rank(), expected));
+    arrival_.fail(
+        fmt::format("{}: rank {} sends {} bytes to rank {}, which expects {}; the sender's split sizes must "
+                    "equal the receiver's",
+                    arrival_.describe_call(), from, sent, arrival_.rank(), expected));
   }
 
   Exchange& exchange_;
@@ -153,17 +152,26 @@ class AllToAll {
 void run_collective(Exchange& exchange, const Operation& operation) {
   exchange.arrival().begin(operation.call);
   switch (operation.call.kind) {
-    case CallKind::kNone: return;
-    case CallKind::kBarrier: return run_barrier(exchange);
+    case CallKind::kNone:
+      return;
+    case CallKind::kBarrier:
+      return run_barrier(exchange);
     case CallKind::kAllReduce:
-    case CallKind::kAllReduceCoalesced: return run_all_reduce(exchange, operation);
-    case CallKind::kReduce: return run_reduce(exchange, operation);
-    case CallKind::kBroadcast: return run_broadcast(exchange, operation);
+    case CallKind::kAllReduceCoalesced:
+      return run_all_reduce(exchange, operation);
+    case CallKind::kReduce:
+      return run_reduce(exchange, operation);
+    case CallKind::kBroadcast:
+      return run_broadcast(exchange, operation);
     case CallKind::kAllGather:
-    case CallKind::kGather: return run_gather(exchange, operation);
-    case CallKind::kScatter: return run_scatter(exchange, operation);
-    case CallKind::kReduceScatter: return run_reduce_scatter(exchange, operation);
-    case CallKind::kAllToAll: return AllToAll(exchange, operation).run();
+    case CallKind::kGather:
+      return run_gather(exchange, operation);
+    case CallKind::kScatter:
+      return run_scatter(exchange, operation);
+    case CallKind::kReduceScatter:
+      return run_reduce_scatter(exchange, operation);
+    case CallKind::kAllToAll:
+      return AllToAll(exchange, operation).run();
   }
 }
 

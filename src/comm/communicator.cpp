@@ -22,11 +22,16 @@ namespace {
 
 c10d::ReduceOp to_c10d(ReduceOp op) {
   switch (op) {
-    case ReduceOp::kSum: return c10d::ReduceOp::SUM;
-    case ReduceOp::kAvg: return c10d::ReduceOp::AVG;
-    case ReduceOp::kMax: return c10d::ReduceOp::MAX;
-    case ReduceOp::kMin: return c10d::ReduceOp::MIN;
-    case ReduceOp::kProduct: return c10d::ReduceOp::PRODUCT;
+    case ReduceOp::kSum:
+      return c10d::ReduceOp::SUM;
+    case ReduceOp::kAvg:
+      return c10d::ReduceOp::AVG;
+    case ReduceOp::kMax:
+      return c10d::ReduceOp::MAX;
+    case ReduceOp::kMin:
+      return c10d::ReduceOp::MIN;
+    case ReduceOp::kProduct:
+      return c10d::ReduceOp::PRODUCT;
   }
   throw ShapeError("reduction: unknown ReduceOp");
 }
@@ -139,8 +144,8 @@ struct Communicator::State {
     } catch (const Error&) {
       throw;
     } catch (const std::exception& error) {
-      throw CommunicationError(fmt::format("{}, call {} of group {} (rank {} of {}): {}", operation, traffic->calls, name,
-                                           backend->getRank(), backend->getSize(), first_line(error.what())));
+      throw CommunicationError(fmt::format("{}, call {} of group {} (rank {} of {}): {}", operation, traffic->calls,
+                                           name, backend->getRank(), backend->getSize(), first_line(error.what())));
     }
   }
 
@@ -160,8 +165,8 @@ struct Communicator::State {
     const int rank = backend ? backend->getRank() : 0;
     const int size = backend ? backend->getSize() : 1;
     check<ShapeError>(peer >= 0 && peer < size && peer != rank,
-                      "{} on group {} (rank {} of {}): {} is not another rank of the group", operation, name, rank, size,
-                      peer);
+                      "{} on group {} (rank {} of {}): {} is not another rank of the group", operation, name, rank,
+                      size, peer);
     count(nbytes(tensor));
     if (skips(nbytes(tensor))) return {};
     std::vector<at::Tensor> tensors{as_bytes(tensor.contiguous())};
@@ -243,10 +248,11 @@ at::Tensor Communicator::all_gather(const at::Tensor& tensor) const {
 }
 
 at::Tensor Communicator::reduce_scatter(const at::Tensor& tensor, ReduceOp op) const {
-  check<ShapeError>(tensor.dim() > 0 && tensor.size(0) % size_ == 0,
-                    "reduce_scatter on group {} (rank {} of {}): dim 0 of the input is {}, not a multiple of {}; pad the "
-                    "input",
-                    state_->name, rank_, size_, tensor.dim() > 0 ? tensor.size(0) : 0, size_);
+  check<ShapeError>(
+      tensor.dim() > 0 && tensor.size(0) % size_ == 0,
+      "reduce_scatter on group {} (rank {} of {}): dim 0 of the input is {}, not a multiple of {}; pad the "
+      "input",
+      state_->name, rank_, size_, tensor.dim() > 0 ? tensor.size(0) : 0, size_);
   if (size_ == 1) return tensor;
   at::Tensor output = empty_with_rows(tensor, tensor.size(0) / size_);
   state_->count(nbytes(tensor));
@@ -282,8 +288,7 @@ at::Tensor Communicator::all_to_all(const at::Tensor& tensor, const std::vector<
   std::vector<std::int64_t> receive(receive_rows);
   c10d::AllToAllOptions options;
   options.asyncOp = false;
-  state_->run("all_to_all",
-              [&] { return state_->backend->alltoall_base(target, input, receive, send, options); });
+  state_->run("all_to_all", [&] { return state_->backend->alltoall_base(target, input, receive, send, options); });
   return output;
 }
 
@@ -302,9 +307,7 @@ void Communicator::broadcast(at::Tensor& tensor, int root) const {
   if (!is_contiguous && rank_ != root) tensor.copy_(tensors.front().view(tensor.scalar_type()));
 }
 
-void Communicator::send(const at::Tensor& tensor, int to, int tag) const {
-  post_send(tensor, to, tag).wait();
-}
+void Communicator::send(const at::Tensor& tensor, int to, int tag) const { post_send(tensor, to, tag).wait(); }
 
 void Communicator::receive(at::Tensor& tensor, int from, int tag) const {
   if (tensor.is_contiguous()) return post_receive(tensor, from, tag).wait();
@@ -314,17 +317,17 @@ void Communicator::receive(at::Tensor& tensor, int from, int tag) const {
 }
 
 Pending Communicator::post_send(const at::Tensor& tensor, int to, int tag) const {
-  return state_->post("post_send", tensor, to, [&](std::vector<at::Tensor>& tensors) {
-    return state_->backend->send(tensors, to, tag);
-  });
+  return state_->post("post_send", tensor, to,
+                      [&](std::vector<at::Tensor>& tensors) { return state_->backend->send(tensors, to, tag); });
 }
 
 Pending Communicator::post_receive(at::Tensor& tensor, int from, int tag) const {
-  check<ShapeError>(tensor.is_contiguous(), "post_receive on group {}: the tensor is not contiguous; receive into a "
-                    "contiguous tensor and copy", state_->name);
-  return state_->post("post_receive", tensor, from, [&](std::vector<at::Tensor>& tensors) {
-    return state_->backend->recv(tensors, from, tag);
-  });
+  check<ShapeError>(tensor.is_contiguous(),
+                    "post_receive on group {}: the tensor is not contiguous; receive into a "
+                    "contiguous tensor and copy",
+                    state_->name);
+  return state_->post("post_receive", tensor, from,
+                      [&](std::vector<at::Tensor>& tensors) { return state_->backend->recv(tensors, from, tag); });
 }
 
 void Communicator::barrier() const {

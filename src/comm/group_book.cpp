@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "comm/local_backend.h"
+#include "comm/arrival.h"
 #include "tessera/base/error.h"
 
 namespace tessera::comm::detail {
@@ -33,24 +33,30 @@ void check_world(const char* maker, int rank, int size) {
   check<ConfigError>(rank >= 0 && rank < size, "{}: rank is {}, allowed are 0..{}", maker, rank, size - 1);
 }
 
+void GroupBook::add(const Region& region) {
+  const std::lock_guard lock(mutex_);
+  regions_.push_back(region);
+  if (!reason_.empty()) poison(region, reason_);
+}
+
 void GroupBook::add(const c10::intrusive_ptr<c10d::Backend>& backend) {
   const std::lock_guard lock(mutex_);
   std::erase_if(backends_, [](const auto& known) { return known.expired(); });
   backends_.emplace_back(backend);
-  if (!reason_.empty()) abort_one(*backend, reason_);
+  if (!reason_.empty()) abort_one(*backend);
 }
 
 void GroupBook::abort(const std::string& reason) noexcept {
   const std::lock_guard lock(mutex_);
   if (!reason_.empty()) return;
   reason_ = reason.empty() ? "no reason given" : reason;
+  for (const Region& region : regions_) poison(region, reason_);
   for (const auto& known : backends_) {
-    if (const auto backend = known.lock()) abort_one(*backend, reason_);
+    if (const auto backend = known.lock()) abort_one(*backend);
   }
 }
 
-void GroupBook::abort_one(c10d::Backend& backend, const std::string& reason) noexcept {
-  if (auto* local = dynamic_cast<LocalBackend*>(&backend)) return local->poison(reason);
+void GroupBook::abort_one(c10d::Backend& backend) noexcept {
   try {
     backend.abort();
   } catch (const std::exception&) {

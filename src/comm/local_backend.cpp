@@ -23,12 +23,18 @@ class DoneWork final : public c10d::Work {
 
 ReduceOp to_reduce_op(const char* operation, const c10d::ReduceOp& op) {
   switch (static_cast<c10d::ReduceOp::RedOpType>(op)) {
-    case c10d::ReduceOp::SUM: return ReduceOp::kSum;
-    case c10d::ReduceOp::AVG: return ReduceOp::kAvg;
-    case c10d::ReduceOp::MAX: return ReduceOp::kMax;
-    case c10d::ReduceOp::MIN: return ReduceOp::kMin;
-    case c10d::ReduceOp::PRODUCT: return ReduceOp::kProduct;
-    default: throw ShapeError(std::string(operation) + ": allowed reductions are sum, avg, max, min and product");
+    case c10d::ReduceOp::SUM:
+      return ReduceOp::kSum;
+    case c10d::ReduceOp::AVG:
+      return ReduceOp::kAvg;
+    case c10d::ReduceOp::MAX:
+      return ReduceOp::kMax;
+    case c10d::ReduceOp::MIN:
+      return ReduceOp::kMin;
+    case c10d::ReduceOp::PRODUCT:
+      return ReduceOp::kProduct;
+    default:
+      throw ShapeError(std::string(operation) + ": allowed reductions are sum, avg, max, min and product");
   }
 }
 
@@ -61,14 +67,15 @@ Pieces split_evenly(const char* operation, const at::Tensor& tensor, std::size_t
                     "{}: the larger tensor has {} bytes, not {} times the {} bytes of the smaller", operation,
                     whole.bytes, count, piece_bytes);
   Pieces pieces;
-  for (int i = 0; i < count; ++i) pieces.push_back({whole.data + static_cast<std::size_t>(i) * piece_bytes, piece_bytes});
+  for (int i = 0; i < count; ++i)
+    pieces.push_back({whole.data + static_cast<std::size_t>(i) * piece_bytes, piece_bytes});
   return pieces;
 }
 
 // A list of `count` tensors of `piece_bytes` each.
 Pieces list_of(const char* operation, const Tensors& tensors, std::size_t piece_bytes, int count) {
-  check<ShapeError>(tensors.size() == static_cast<std::size_t>(count), "{}: the list has {} tensors, not one per rank, {}",
-                    operation, tensors.size(), count);
+  check<ShapeError>(tensors.size() == static_cast<std::size_t>(count),
+                    "{}: the list has {} tensors, not one per rank, {}", operation, tensors.size(), count);
   Pieces pieces;
   for (const at::Tensor& tensor : tensors) {
     pieces.push_back(checked_piece(operation, tensor));
@@ -97,8 +104,8 @@ Pieces split_rows(const char* operation, const at::Tensor& tensor, const std::ve
   int64_t begin = 0;
   for (const int64_t row_count : rows) {
     check<ShapeError>(row_count >= 0, "{}: a split size is {}; it must not be negative", operation, row_count);
-    pieces.push_back({whole.data + static_cast<std::size_t>(begin) * row_bytes,
-                      static_cast<std::size_t>(row_count) * row_bytes});
+    pieces.push_back(
+        {whole.data + static_cast<std::size_t>(begin) * row_bytes, static_cast<std::size_t>(row_count) * row_bytes});
     begin += row_count;
   }
   check<ShapeError>(begin == num_rows, "{}: split sizes add up to {} rows, the tensor has {}", operation, begin,
@@ -180,9 +187,13 @@ LocalBackend::LocalBackend(LocalGroup group)
 
 LocalBackend::~LocalBackend() = default;
 
-void LocalBackend::abort() { poison("group " + arrival_.group() + ": aborted by rank " + std::to_string(rank_)); }
+void LocalBackend::abort() {
+  poison(arrival_.region(), "group " + arrival_.group() + ": aborted by rank " + std::to_string(rank_));
+}
 
-void LocalBackend::meet() { run_collective(exchange_, {.call = {.kind = CallKind::kBarrier}, .inputs = {}, .outputs = {}}); }
+void LocalBackend::meet() {
+  run_collective(exchange_, {.call = {.kind = CallKind::kBarrier}, .inputs = {}, .outputs = {}});
+}
 
 void LocalBackend::check_rank(const char* operation, int64_t rank) const {
   check<ShapeError>(rank >= 0 && rank < size_, "{}: rank {} is not in group {} of {} ranks", operation, rank,
@@ -380,11 +391,10 @@ LocalBackend::WorkPtr LocalBackend::alltoall_base(at::Tensor& output, at::Tensor
 LocalBackend::WorkPtr LocalBackend::alltoall(Tensors& outputs, Tensors& inputs, const c10d::AllToAllOptions& options) {
   const auto ranks = static_cast<std::size_t>(size_);
   check<ShapeError>(outputs.size() == ranks && inputs.size() == ranks,
-                    "all_to_all: {} outputs and {} inputs; the lists must have one tensor per rank, {}",
-                    outputs.size(), inputs.size(), size_);
-  Operation operation{.call = {.kind = CallKind::kAllToAll, .dtype = inputs.front().scalar_type()},
-                      .inputs = {},
-                      .outputs = {}};
+                    "all_to_all: {} outputs and {} inputs; the lists must have one tensor per rank, {}", outputs.size(),
+                    inputs.size(), size_);
+  Operation operation{
+      .call = {.kind = CallKind::kAllToAll, .dtype = inputs.front().scalar_type()}, .inputs = {}, .outputs = {}};
   for (std::size_t r = 0; r < ranks; ++r) {
     operation.inputs.push_back(checked_piece("all_to_all", inputs[r]));
     operation.outputs.push_back(checked_piece("all_to_all", outputs[r]));

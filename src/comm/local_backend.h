@@ -28,7 +28,7 @@ struct LocalGroup {
 /// with asyncOp = false they are done before the call returns.
 ///
 /// Inputs  contiguous CPU tensors
-/// Order   one thread at a time per rank; abort() and poison() from any thread
+/// Order   one thread at a time per rank; abort() from any thread
 /// Throws  ShapeError for tensors that do not fit, CommunicationError as the Communicator says
 class LocalBackend final : public c10d::Backend {
  public:
@@ -40,8 +40,6 @@ class LocalBackend final : public c10d::Backend {
   void setTimeout(std::chrono::milliseconds timeout) override { arrival_.set_timeout(timeout); }
   void abort() override;
   void shutdown() override {}
-  /// Makes every member of the group throw `reason`.
-  void poison(const std::string& reason) noexcept { detail::poison(arrival_.region(), reason); }
   /// Meets all members once, at once, for groups being made.
   void meet();
 

@@ -19,13 +19,12 @@ namespace {
 constexpr std::size_t kInlineBytes = 4096;
 
 std::size_t readable(const Ring& ring) {
-  return ring.counters->written.load(std::memory_order_acquire) -
-         ring.counters->read.load(std::memory_order_relaxed);
+  return ring.counters->written.load(std::memory_order_acquire) - ring.counters->read.load(std::memory_order_relaxed);
 }
 
 std::size_t writable(const Ring& ring) {
-  return ring.capacity - (ring.counters->written.load(std::memory_order_relaxed) -
-                          ring.counters->read.load(std::memory_order_acquire));
+  return ring.capacity -
+         (ring.counters->written.load(std::memory_order_relaxed) - ring.counters->read.load(std::memory_order_acquire));
 }
 
 // Both copy at most two runs, as the ring wraps once.
@@ -172,6 +171,8 @@ bool PointToPoint::pull_payload(const Ring& ring, int from) {
     if (incoming.offset < incoming.header.bytes) return false;
   }
   std::unique_ptr<Incoming> whole = std::move(peer(from).arriving);
+  // Somebody may have asked for it while it was on its way.
+  if (!whole->receive) whole->receive = take_matching_receive(from, whole->header.tag);
   if (whole->receive) {
     finish(*whole, *whole->receive, from);
   } else {
@@ -194,11 +195,11 @@ void PointToPoint::finish(Incoming& incoming, Transfer& receive, int from) {
   receive.peer = from;
   receive.complete = true;
   if (incoming.header.bytes != receive.piece.bytes) {
-    const std::string text =
-        fmt::format("receive({} bytes, {}, tag {}) of rank {} from rank {} in group {}: the message has {} bytes; send "
-                    "and receive tensors of one size",
-                    receive.piece.bytes, dtype_name(receive.dtype), receive.tag, arrival_.rank(), from,
-                    arrival_.group(), incoming.header.bytes);
+    const std::string text = fmt::format(
+        "receive({} bytes, {}, tag {}) of rank {} from rank {} in group {}: the message has {} bytes; send "
+        "and receive tensors of one size",
+        receive.piece.bytes, dtype_name(receive.dtype), receive.tag, arrival_.rank(), from, arrival_.group(),
+        incoming.header.bytes);
     receive.error = std::make_exception_ptr(CommunicationError(text));
     poison(arrival_.region(), text);
   } else if (!incoming.kept.empty()) {
@@ -221,9 +222,10 @@ void PointToPoint::wait(const Transfer& transfer, const char* operation) {
     if (transfer.complete) break;
     if (!peer_alive) arrival_.fail(fmt::format("{}: the process of rank {} has ended", describe(), wanted));
     if (std::chrono::steady_clock::now() >= deadline) {
-      arrival_.fail(fmt::format("{}: the other side did not come within {} ms; check that it makes the matching call "
-                                "with this tag, or raise the timeout",
-                                describe(), arrival_.timeout().count()));
+      arrival_.fail(
+          fmt::format("{}: the other side did not come within {} ms; check that it makes the matching call "
+                      "with this tag, or raise the timeout",
+                      describe(), arrival_.timeout().count()));
     }
     arrival_.rest(round, seen);
   }

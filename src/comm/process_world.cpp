@@ -41,7 +41,6 @@ class ProcessWorld final : public World {
     if (members.size() == 1) return Communicator(nullptr, name);
     request.store = c10::make_intrusive<c10d::PrefixStore>(detail::group_key(members, name), store_);
     c10::intrusive_ptr<c10d::Backend> backend = make_backend(request);
-    book_.add(backend);
     Communicator communicator(std::move(backend), name);
     // A member that is missing is missed here and not in the first step of training.
     communicator.barrier();
@@ -53,17 +52,23 @@ class ProcessWorld final : public World {
   }
 
  private:
-  c10::intrusive_ptr<c10d::Backend> make_backend(const GroupRequest& request) const {
-    if (const auto maker = options_.makers.find(transport_); maker != options_.makers.end()) {
-      return maker->second(request);
-    }
+  c10::intrusive_ptr<c10d::Backend> make_backend(const GroupRequest& request) {
+    if (transport_ == "shm" && !options_.makers.contains("shm")) return make_shm_backend(request);
+    const auto maker = options_.makers.find(transport_);
+    auto backend =
+        maker != options_.makers.end()
+            ? maker->second(request)
+            : detail::make_gloo_backend(request.store, request.rank, static_cast<int>(request.members.size()),
+                                        request.name, options_.address, options_.timeout);
+    book_.add(backend);
+    return backend;
+  }
+
+  c10::intrusive_ptr<c10d::Backend> make_shm_backend(const GroupRequest& request) {
     const int group_size = static_cast<int>(request.members.size());
-    if (transport_ == "gloo") {
-      return detail::make_gloo_backend(request.store, request.rank, group_size, request.name, options_.address,
-                                       options_.timeout);
-    }
     detail::ShmRegion shared =
         detail::make_shm_region(*request.store, request.rank, group_size, request.name, options_.timeout);
+    book_.add(shared.region);
     return c10::make_intrusive<detail::LocalBackend>(detail::LocalGroup{
         .region = std::move(shared.region),
         .reach = detail::Reach::kStaged,
@@ -71,8 +76,8 @@ class ProcessWorld final : public World {
         .transport = "shm",
         .arrival = {.group = request.name,
                     .timeout = options_.timeout,
-                    .patience = detail::choose_patience(options_.ranks_on_machine > 0 ? options_.ranks_on_machine
-                                                                                      : size()),
+                    .patience =
+                        detail::choose_patience(options_.ranks_on_machine > 0 ? options_.ranks_on_machine : size()),
                     .is_alive = std::move(shared.is_alive)},
         .engine = engine_});
   }

@@ -155,16 +155,16 @@ TESSERA_ALWAYS_INLINE void fold(const std::byte* const* sources, int num_sources
 }
 
 // Clones must not be templates, hence one named function per dtype and reduction.
-#define TESSERA_FOLD(name, element, op, average)                                                                      \
-  TESSERA_CLONES void name(const std::byte* const* sources, int num_sources, std::byte* const* targets,               \
-                           int num_targets, std::size_t count) {                                                      \
-    fold<element, op, average>(sources, num_sources, targets, num_targets, count);                                    \
+#define TESSERA_FOLD(name, element, op, average)                                                        \
+  TESSERA_CLONES void name(const std::byte* const* sources, int num_sources, std::byte* const* targets, \
+                           int num_targets, std::size_t count) {                                        \
+    fold<element, op, average>(sources, num_sources, targets, num_targets, count);                      \
   }
-#define TESSERA_FOLDS(suffix, element)                \
-  TESSERA_FOLD(sum_##suffix, element, Sum, false)     \
-  TESSERA_FOLD(average_##suffix, element, Sum, true)  \
-  TESSERA_FOLD(max_##suffix, element, Max, false)     \
-  TESSERA_FOLD(min_##suffix, element, Min, false)     \
+#define TESSERA_FOLDS(suffix, element)               \
+  TESSERA_FOLD(sum_##suffix, element, Sum, false)    \
+  TESSERA_FOLD(average_##suffix, element, Sum, true) \
+  TESSERA_FOLD(max_##suffix, element, Max, false)    \
+  TESSERA_FOLD(min_##suffix, element, Min, false)    \
   TESSERA_FOLD(product_##suffix, element, Product, false)
 
 TESSERA_FOLDS(float64, Plain<double>)
@@ -187,16 +187,26 @@ constexpr Row kNoRow{};
 
 Row find_row(c10::ScalarType dtype) {
   switch (dtype) {
-    case c10::ScalarType::Double: return TESSERA_ROW(float64);
-    case c10::ScalarType::Float: return TESSERA_ROW(float32);
-    case c10::ScalarType::BFloat16: return TESSERA_ROW(bfloat16);
-    case c10::ScalarType::Half: return TESSERA_ROW(float16);
-    case c10::ScalarType::Long: return TESSERA_ROW(int64);
-    case c10::ScalarType::Int: return TESSERA_ROW(int32);
-    case c10::ScalarType::Char: return TESSERA_ROW(int8);
-    case c10::ScalarType::Byte: return TESSERA_ROW(uint8);
-    case c10::ScalarType::Bool: return Row{max_uint8, nullptr, max_uint8, min_uint8, min_uint8};
-    default: return kNoRow;
+    case c10::ScalarType::Double:
+      return TESSERA_ROW(float64);
+    case c10::ScalarType::Float:
+      return TESSERA_ROW(float32);
+    case c10::ScalarType::BFloat16:
+      return TESSERA_ROW(bfloat16);
+    case c10::ScalarType::Half:
+      return TESSERA_ROW(float16);
+    case c10::ScalarType::Long:
+      return TESSERA_ROW(int64);
+    case c10::ScalarType::Int:
+      return TESSERA_ROW(int32);
+    case c10::ScalarType::Char:
+      return TESSERA_ROW(int8);
+    case c10::ScalarType::Byte:
+      return TESSERA_ROW(uint8);
+    case c10::ScalarType::Bool:
+      return Row{max_uint8, nullptr, max_uint8, min_uint8, min_uint8};
+    default:
+      return kNoRow;
   }
 }
 #undef TESSERA_ROW

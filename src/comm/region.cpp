@@ -78,9 +78,9 @@ Region make_private_region(const RegionShape& shape) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   check<CommunicationError>(memory != MAP_FAILED, "thread transport: cannot map {} bytes for {} ranks: {}", bytes,
                             shape.size, std::strerror(errno));
-  return Region(std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
-                                           [bytes](std::byte* begin) { munmap(begin, bytes); }),
-                shape);
+  return Region(
+      std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), [bytes](std::byte* begin) { munmap(begin, bytes); }),
+      shape);
 }
 
 }  // namespace tessera::comm::detail

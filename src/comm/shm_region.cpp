@@ -85,9 +85,9 @@ Region map_region(int descriptor, const RegionShape& shape, const std::string& g
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
   check<CommunicationError>(memory != MAP_FAILED, "group {} (shm): cannot map {} bytes of shared memory: {}", group,
                             bytes, std::strerror(errno));
-  return Region(std::shared_ptr<std::byte>(static_cast<std::byte*>(memory),
-                                           [bytes](std::byte* begin) { munmap(begin, bytes); }),
-                shape);
+  return Region(
+      std::shared_ptr<std::byte>(static_cast<std::byte*>(memory), [bytes](std::byte* begin) { munmap(begin, bytes); }),
+      shape);
 }
 
 FileDescriptor create_memory(const RegionShape& shape, const std::string& group) {
@@ -133,9 +133,10 @@ void wait_until_all_attached(c10d::Store& store, int rank, int size, const std::
   try {
     store.wait({"all_attached"}, timeout);
   } catch (const std::exception& error) {
-    throw CommunicationError(fmt::format("group {} (shm): only {} of {} ranks opened the shared memory within {} ms "
-                                         "(seen by rank {}): {}",
-                                         group, store.add("attached", 0), size, timeout.count(), rank, error.what()));
+    throw CommunicationError(
+        fmt::format("group {} (shm): only {} of {} ranks opened the shared memory within {} ms "
+                    "(seen by rank {}): {}",
+                    group, store.add("attached", 0), size, timeout.count(), rank, error.what()));
   }
 }
 

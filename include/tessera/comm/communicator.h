@@ -21,7 +21,8 @@ enum class ReduceOp : std::uint8_t { kSum, kAvg, kMax, kMin, kProduct };
 
 /// Totals since the communicator was made, for tests of closed forms and for `comm_bytes` in reports.
 /// `bytes` counts the payload this rank hands to collectives: the larger of its input and output buffers.
-/// `exposed_ms` is the time this rank's thread spent inside collectives and waits: communication that hid behind nothing.
+/// `exposed_ms` is the time this rank's thread spent inside collectives and waits: communication that hid behind
+/// nothing.
 struct Traffic {
   std::int64_t calls = 0;
   std::int64_t bytes = 0;

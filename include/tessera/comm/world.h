@@ -29,8 +29,8 @@ class World {
   [[nodiscard]] virtual std::string transport() const = 0;
 
   /// A group of the ranks in `members` (ascending global ranks, this rank among them).
-  /// Order   every member calls it with the same members and name; calls that repeat both are told apart by their order.
-  /// Throws  CommunicationError when a member does not come within the job's deadline.
+  /// Order   every member calls it with the same members and name; calls that repeat both are told apart by their
+  /// order. Throws  CommunicationError when a member does not come within the job's deadline.
   [[nodiscard]] virtual Communicator group(const std::vector<int>& members, const std::string& name) = 0;
 
   /// This rank failed for `reason`: wakes the peers that wait for it in any common group; they throw a

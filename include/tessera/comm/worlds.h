@@ -51,7 +51,7 @@ struct WorldOptions {
   int ranks_on_machine = 0;
   /// Transports from elsewhere by name: process worlds take "nccl" from here; thread worlds whose device is not the
   /// CPU take "thread".
-  std::map<std::string, BackendMaker> makers;
+  std::map<std::string, BackendMaker> makers = {};
 };
 
 /// The world of one rank: every group has one member and nothing is communicated.
@@ -69,7 +69,6 @@ struct WorldOptions {
 ///         without it; CommunicationError when peers do not come
 [[nodiscard]] std::shared_ptr<World> make_process_world(int rank, int size, int local_rank,
                                                         c10::intrusive_ptr<c10d::Store> store,
-                                                        const std::string& transport,
-                                                        const WorldOptions& options = {});
+                                                        const std::string& transport, const WorldOptions& options = {});
 
 }  // namespace tessera::comm
