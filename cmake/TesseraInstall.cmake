@@ -3,10 +3,13 @@
 include(CMakePackageConfigHelpers)
 set(_tessera_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/tessera")
 
-# Next to libtessera, then next to LibTorch (whose folder comes with Tessera::torch).
-set_target_properties(tessera PROPERTIES INSTALL_RPATH "$ORIGIN;${TesseraTorch_ROOT}/lib")
-install(TARGETS tessera EXPORT tessera_targets
-  LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+install(TARGETS tessera EXPORT tessera_targets LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+if(TARGET tessera_cli)
+  install(TARGETS tessera_cli RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
+endif()
+if(TARGET tessera_cuda)
+  install(TARGETS tessera_cuda LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+endif()
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/tessera" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
   FILES_MATCHING PATTERN "*.h")
 install(EXPORT tessera_targets NAMESPACE tessera:: DESTINATION "${_tessera_package_dir}")

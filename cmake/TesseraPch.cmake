@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # One precompiled <torch/torch.h> per build folder, shared by every target that needs it.
 
-# tessera_torch_pch(TARGET): compiles TARGET with the precompiled <torch/torch.h>. For modules, training, the command
-# line, examples and their tests; the floors below include single ATen headers and do not need it.
+# tessera_torch_pch(TARGET): compiles TARGET with the precompiled <torch/torch.h>. For training, the command
+# line, examples and their tests. Loading it costs about 5 s, so files that include single ATen headers (everything in
+# libtessera) are faster without.
 function(tessera_torch_pch target)
   if(NOT TESSERA_PCH)
     return()
