@@ -10,7 +10,7 @@ namespace {
 /// Tensors [B, H, ...] may be cut along B or H; a mask or log-sum-exp follows where it has that dim in full.
 void batch_and_head_rows(const OpCall& call, int axis, Rows& rows) {
   for (const std::int64_t dim : {std::int64_t{0}, std::int64_t{1}}) {
-    if (!contains(sharded_dims(call, axis), dim)) continue;
+    if (!contains(sharded_dims(call, axis), dim) || !leaves_no_rank_empty(call, call.tensor(0), dim, axis)) continue;
     const std::int64_t size = call.tensor(0).sizes[static_cast<std::size_t>(dim)];
     Row row;
     for (const TensorArg& tensor : call.tensors) {

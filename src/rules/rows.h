@@ -51,6 +51,16 @@ inline void add_row(const OpCall& call, Rows& rows, std::initializer_list<Placem
   return dims;
 }
 
+/// True if every rank holds something of `dim` once `axis` cuts it too: some kernels cannot run on nothing.
+[[nodiscard]] inline bool leaves_no_rank_empty(const OpCall& call, const TensorArg& tensor, std::int64_t dim, int axis) {
+  std::int64_t smallest = tensor.sizes[static_cast<std::size_t>(dim)];
+  for (int other = 0; other < call.mesh.num_axes(); ++other) {
+    if (other != axis && !tensor.placements[other].is_shard(dim)) continue;
+    smallest = chunk_extent(smallest, call.mesh.axis_size(other), call.mesh.axis_size(other) - 1).length;
+  }
+  return smallest > 0;
+}
+
 /// Optional or plain int list argument as wrapped dims; nothing means all dims.
 [[nodiscard]] inline c10::SmallVector<std::int64_t, 6> dims_argument(const c10::IValue& value, std::int64_t dims) {
   c10::SmallVector<std::int64_t, 6> result;

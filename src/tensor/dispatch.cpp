@@ -97,11 +97,6 @@ class Call {
                         "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the "
                         "base first, or write with an out-of-place operator",
                         info_.name);
-      check<ShapeError>(!slot.written || !slot.tensor.defined() || is_mesh(slot.tensor) || slot.argument != 0 ||
-                            mesh_->size() == 1,
-                        "{}: writes a mesh tensor into a plain one; use tessera::full() on the source or distribute "
-                        "the target",
-                        info_.name);
     }
   }
 

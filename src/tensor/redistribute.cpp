@@ -153,7 +153,8 @@ void reach_targets(Step& step) {
       if (now.is_partial()) step.local = all_reduce(step.local, now.op, group);
       if (target.is_shard()) {
         const Extent extent = chunk_extent(step.local.size(target.dim), group.size(), group.rank());
-        step.local = step.local.narrow(target.dim, extent.offset, extent.length);
+        // Kernels may rely on the contiguity that global metadata shows.
+        step.local = step.local.narrow(target.dim, extent.offset, extent.length).contiguous();
       } else if (target.is_partial() && target.op == PartialOp::kSum && group.rank() != 0) {
         step.local = at::zeros_like(step.local);
       }

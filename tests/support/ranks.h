@@ -35,7 +35,7 @@ inline void on_ranks(int size, const std::function<void(const std::shared_ptr<co
         body(world);
       } catch (const std::exception& error) {
         const std::lock_guard lock(mutex);
-        if (failure.empty()) failure = "rank " + std::to_string(world->rank()) + ": " + error.what();
+        if (failure.empty()) failure = "rank " + std::to_string(world->rank()) + ": " + std::string(error.what()).substr(0, 400);
       }
     });
   }

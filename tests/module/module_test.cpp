@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// Unmodified modules, losses and optimizers on meshes, against one device.
+#include <gtest/gtest.h>
+
+#include <torch/torch.h>
+
+#include "support/ranks.h"
+#include "tessera/base/error.h"
+#include "tessera/module/distribute.h"
+#include "tessera/module/plan.h"
+
+namespace tessera {
+namespace {
+
+using at::Tensor;
+
+/// A residual block as a user would write it, without a word about ranks.
+struct BlockImpl : torch::nn::Module {
+  BlockImpl()
+      : up(register_module("up", torch::nn::Linear(12, 24))),
+        down(register_module("down", torch::nn::Linear(24, 12))),
+        norm(register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({12})))) {
+    to(torch::kDouble);
+  }
+  Tensor forward(const Tensor& x) { return norm(x + down(torch::gelu(up(x)))); }
+  torch::nn::Linear up;
+  torch::nn::Linear down;
+  torch::nn::LayerNorm norm;
+};
+TORCH_MODULE(Block);
+
+void fill(torch::nn::Module& module) {
+  const at::NoGradGuard no_grad;
+  double phase = 0.1;
+  for (Tensor& parameter : module.parameters()) {
+    parameter.copy_((torch::arange(parameter.numel(), torch::kDouble) * 0.37 + phase).sin().view(parameter.sizes()) / 2);
+    phase += 0.5;
+  }
+}
+
+Tensor batch() { return (torch::arange(8 * 12, torch::kDouble) * 0.11).cos().view({8, 12}); }
+Tensor targets() { return torch::arange(8, torch::kLong); }
+Tensor loss_of(const Tensor& output, const Tensor& target) { return torch::nn::functional::cross_entropy(output, target); }
+
+Plan tensor_parallel() {
+  Plan plan;
+  plan.add("up.*", {{"tp", Shard(0)}}).add("down.weight", {{"tp", Shard(1)}});
+  return plan;
+}
+
+using MakeOptimizer = std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<Tensor>)>;
+
+/// Parameters and losses after some steps.
+std::pair<std::vector<Tensor>, std::vector<double>> train(Block model, const MakeOptimizer& make,
+                                                          const std::function<Tensor(const Tensor&)>& place, double clip) {
+  const auto optimizer = make(model->parameters());
+  std::vector<double> losses;
+  for (int index = 0; index < 4; ++index) {
+    optimizer->zero_grad();
+    losses.push_back(step(*model, place(batch()), place(targets()), loss_of).item<double>());
+    if (clip > 0) torch::nn::utils::clip_grad_norm_(model->parameters(), clip);
+    optimizer->step();
+  }
+  return {model->parameters(), losses};
+}
+
+void expect_same_training(const std::string& axes, const MakeOptimizer& make, double clip = 0) {
+  Block alone;
+  fill(*alone);
+  const auto [expected, expected_losses] = train(alone, make, [](const Tensor& x) { return x; }, clip);
+  test::on_mesh(axes, [&, expected = expected, expected_losses = expected_losses](const Mesh& mesh) {
+    Block model;
+    fill(*model);
+    distribute(*model, mesh, tensor_parallel());
+    const auto [found, losses] = train(model, make, [&](const Tensor& x) { return shard_batch(mesh, x); }, clip);
+    for (std::size_t i = 0; i < losses.size(); ++i) EXPECT_NEAR(losses[i], expected_losses[i], 1e-13);
+    // 1e-11: Adam divides by the root of tiny second moments, which lifts rounding by about two digits.
+    for (std::size_t i = 0; i < found.size(); ++i) EXPECT_TRUE(at::allclose(full(found[i]), expected[i], 1e-11, 1e-12));
+    EXPECT_TRUE(replicated_fallbacks(mesh).empty()) << replicated_fallbacks(mesh).begin()->first;
+  });
+}
+
+template <class Optimizer, class Options>
+MakeOptimizer maker(Options options) {
+  return [options](std::vector<Tensor> parameters) { return std::make_unique<Optimizer>(std::move(parameters), options); };
+}
+
+TEST(Module, TrainsAsOneDeviceUnderAdamW) {
+  for (const char* axes : {"dp=1", "dp=2", "tp=2", "tp=3", "dp=2,tp=2", "dp_replicate=2,dp_shard=2,tp=2", "dp=3"}) {
+    expect_same_training(axes, maker<torch::optim::AdamW>(torch::optim::AdamWOptions(1e-2)));
+  }
+}
+
+TEST(Module, TrainsAsOneDeviceUnderEveryFirstOrderOptimizer) {
+  expect_same_training("dp=2,tp=2", maker<torch::optim::SGD>(torch::optim::SGDOptions(0.1).momentum(0.9).nesterov(true)));
+  expect_same_training("dp=2,tp=2", maker<torch::optim::Adam>(torch::optim::AdamOptions(1e-2)));
+  expect_same_training("dp=2,tp=2", maker<torch::optim::RMSprop>(torch::optim::RMSpropOptions(1e-3)));
+  expect_same_training("dp=2,tp=2", maker<torch::optim::Adagrad>(torch::optim::AdagradOptions(1e-2)));
+}
+
+TEST(Module, ClipsByTheGlobalNormOnEveryMesh) {
+  for (const char* axes : {"dp=2", "tp=2", "dp=2,tp=2"}) {
+    expect_same_training(axes, maker<torch::optim::SGD>(torch::optim::SGDOptions(0.1)), 0.05);
+  }
+}
+
+TEST(Distribute, StartsEveryRankFromRankZero) {
+  Block reference;
+  fill(*reference);
+  test::on_mesh("dp=3", [&](const Mesh& mesh) {
+    Block model;
+    fill(*model);
+    const at::NoGradGuard no_grad;
+    for (Tensor& parameter : model->parameters()) parameter.add_(mesh.rank());
+    distribute(*model, mesh, Plan());
+    for (std::size_t i = 0; i < model->parameters().size(); ++i) {
+      EXPECT_TRUE(at::equal(full(model->parameters()[i]), reference->parameters()[i]));
+    }
+  });
+}
+
+TEST(Distribute, KeepsHandlesOfTheUser) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    Block model;
+    const Tensor handle = model->up->weight;
+    distribute(*model, mesh, Plan());
+    EXPECT_TRUE(is_mesh_tensor(handle));
+    EXPECT_TRUE(handle.is_same(model->named_parameters()["up.weight"]));
+  });
+}
+
+TEST(Distribute, NamesTheParameterThatDoesNotFit) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    Block model;
+    try {
+      distribute(*model, mesh, Plan().add("up.bias", {{"dp", Shard(1)}}));
+      FAIL() << "a bias has one dim";
+    } catch (const ShapeError& error) {
+      EXPECT_NE(std::string(error.what()).find("parameter up.bias"), std::string::npos) << error.what();
+    }
+  });
+}
+
+TEST(GradientBuckets, SendEveryGradientOnceOn2Ranks) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    Block model;
+    fill(*model);
+    distribute(*model, mesh, Plan());
+    (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
+    const auto before = mesh.traffic();
+    std::int64_t bytes = 0;
+    for (const Tensor& parameter : model->parameters()) {
+      EXPECT_TRUE(placements(parameter.grad()).all_replicate());
+      bytes += static_cast<std::int64_t>(parameter.numel()) * 8;
+    }
+    EXPECT_EQ(mesh.traffic().calls, before.calls) << "reading placements must not communicate";
+    model->zero_grad();
+    const auto start = mesh.traffic();
+    (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
+    // One bucket, and the count of targets that the mean divides by.
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 2);
+    EXPECT_EQ(mesh.traffic().bytes - start.bytes, bytes + 8);
+  });
+}
+
+TEST(GradientBuckets, AreCutBySize) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    Block model;
+    fill(*model);
+    distribute(*model, mesh, Plan(), {.bucket_bytes = 1, .first_bucket_bytes = 1});
+    const auto start = mesh.traffic();
+    (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 1 + static_cast<std::int64_t>(model->parameters().size()));
+  });
+}
+
+TEST(NoSync, AddsGradientsWithoutCommunication) {
+  Block alone;
+  fill(*alone);
+  for (int i = 0; i < 3; ++i) (void)step(*alone, batch(), targets(), loss_of);
+  test::on_mesh("dp=2", [&](const Mesh& mesh) {
+    Block model;
+    fill(*model);
+    distribute(*model, mesh, Plan());
+    const auto start = mesh.traffic();
+    {
+      const NoSync guard(*model);
+      for (int i = 0; i < 2; ++i) (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
+    }
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 2) << "only the counts of targets";
+    (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 4) << "one bucket for three backward passes";
+    for (std::size_t i = 0; i < model->parameters().size(); ++i) {
+      EXPECT_TRUE(at::allclose(full(model->parameters()[i].grad()), alone->parameters()[i].grad(), 1e-12, 1e-13));
+    }
+  });
+}
+
+TEST(NoSync, RefusesAModuleThatIsNotOnAMesh) {
+  Block model;
+  EXPECT_THROW(NoSync guard(*model), ConfigError);
+}
+
+TEST(TensorParallel, CommunicatesOncePerPairForwardAndBackward) {
+  test::on_mesh("tp=2", [](const Mesh& mesh) {
+    Block model;
+    fill(*model);
+    distribute(*model, mesh, tensor_parallel());
+    const Tensor input = shard_batch(mesh, batch()).requires_grad_();
+    const auto start = mesh.traffic();
+    const Tensor output = model->forward(input);
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 1);
+    output.sum().backward();
+    (void)full(input.grad());
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 2);
+  });
+}
+
+TEST(Plan, FirstMatchDecides) {
+  test::on_mesh("tp=2", [](const Mesh& mesh) {
+    Plan plan;
+    plan.add("up.weight", {{"tp", Shard(1)}}).add("up.*", {{"tp", Shard(0)}});
+    EXPECT_EQ(plan.placements_of("up.weight", mesh), (Placements{Shard(1)}));
+    EXPECT_EQ(plan.placements_of("up.bias", mesh), (Placements{Shard(0)}));
+    EXPECT_EQ(plan.placements_of("norm.weight", mesh), (Placements{Replicate()}));
+  });
+}
+
+TEST(Plan, ParseAndFormatAreInverse) {
+  const Plan plan = plan_for_transformer({"block0.qkv.weight", "block0.proj.weight", "head.out.weight"});
+  const Plan again = Plan::parse(plan.to_toml(), "plan.toml");
+  ASSERT_EQ(again.entries().size(), 3U);
+  for (std::size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(again.entries()[i].match, plan.entries()[i].match);
+    EXPECT_EQ(again.entries()[i].placements, plan.entries()[i].placements);
+  }
+}
+
+TEST(Plan, RefusesAPatternThatMatchesNothingAndSuggestsTheNearestName) {
+  try {
+    Plan().add("block*.qvk.*", {{"tp", Shard(0)}}).check_matches({"block0.qkv.weight", "head.out.weight"});
+    FAIL();
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find("block0.qkv.weight"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Plan, RefusesWhatItDoesNotKnowAndNamesTheLine) {
+  const auto message = [](const char* text) -> std::string {
+    try {
+      (void)Plan::parse(text, "plan.toml");
+    } catch (const ConfigError& error) {
+      return error.what();
+    }
+    return "nothing was thrown";
+  };
+  EXPECT_NE(message("[[parameters]]\nmatch = \"a\"\npt = \"colwise\"\n").find("did you mean \"tp\""), std::string::npos);
+  EXPECT_NE(message("[[parameters]]\nmatch = \"a\"\ntp = \"columns\"\n").find("allowed: replicate"), std::string::npos);
+  EXPECT_NE(message("[[parameters]]\ntp = \"colwise\"\n").find("needs match"), std::string::npos);
+  EXPECT_NE(message("[params]\nmatch = 1\n").find("\"params\" is not known"), std::string::npos);
+  EXPECT_NE(message("a = = 1").find("plan.toml:1"), std::string::npos);
+  EXPECT_THROW((void)Plan::load("/nonexistent/plan.toml"), FileError);
+}
+
+}  // namespace
+}  // namespace tessera
