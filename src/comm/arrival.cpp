@@ -30,10 +30,12 @@ int usable_cores() {
   return std::max(1, CPU_COUNT(&set));
 }
 
+std::uint32_t this_core() { return static_cast<std::uint32_t>(sched_getcpu()); }
+
 }  // namespace
 
 Patience choose_patience(int ranks_on_machine) {
-  if (ranks_on_machine <= usable_cores()) return {.pauses = 100, .yields = 2000};
+  if (ranks_on_machine <= usable_cores()) return {.pauses = 1500, .yields = 2000};
   return {.pauses = 32, .yields = 400};
 }
 
@@ -64,6 +66,7 @@ void Arrival::announce(const void* pointer) {
   ++step_;
   Slot& slot = region_.slot(rank_);
   slot.published[step_ & 1U] = Published{fingerprint_, std::bit_cast<std::uint64_t>(pointer)};
+  slot.core.store(this_core(), std::memory_order_relaxed);
   // Sequentially consistent with the sleeper's count-then-look, so that no sleeper is missed.
   slot.arrivals.store(step_, std::memory_order_seq_cst);
   if (region_.arrival_bell(rank_).sleepers.load(std::memory_order_seq_cst) != 0) futex_wake_all(slot.arrivals);
@@ -93,7 +96,9 @@ void Arrival::wait_for_all(OnPoison on_poison) {
 
 void Arrival::wait_for(int rank, OnPoison on_poison) {
   const bool has_mail = engine_->has_endpoints();
-  for (int i = 0; i < options_.patience.pauses; ++i) {
+  const bool shares_core = region_.slot(rank).core.load(std::memory_order_relaxed) == this_core();
+  const int pauses = shares_core ? 0 : options_.patience.pauses;
+  for (int i = 0; i < pauses; ++i) {
     cpu_relax();
     if (has_arrived(rank)) return;
     if (has_mail && i % kPausesPerLook == 0) engine_->progress();

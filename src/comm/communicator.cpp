@@ -13,7 +13,7 @@
 #include <string_view>
 #include <utility>
 
-#include "comm/local_backend.h"
+#include "comm/operation_backend.h"
 #include "tessera/base/error.h"
 
 namespace tessera::comm {
@@ -183,7 +183,7 @@ Communicator::Communicator(c10::intrusive_ptr<c10d::Backend> backend, std::strin
   rank_ = backend->getRank();
   size_ = backend->getSize();
   if (size_ == 1) return;
-  state_->moves_empty = dynamic_cast<detail::LocalBackend*>(backend.get()) != nullptr;
+  state_->moves_empty = dynamic_cast<detail::OperationBackend*>(backend.get()) != nullptr;
   state_->backend = std::move(backend);
 }
 

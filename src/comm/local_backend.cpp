@@ -1,119 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks tensors, turns them into operations, and runs or queues those.
+// Runs operations at once or queues them in the rank's engine.
 #include "comm/local_backend.h"
 
 #include <utility>
 
-#include "tessera/base/error.h"
-
 namespace tessera::comm::detail {
 
-namespace {
-
-using Tensors = std::vector<at::Tensor>;
-
-// The work of everything that is over when its call returns.
-class DoneWork final : public c10d::Work {
- public:
-  bool isCompleted() override { return true; }
-  bool isSuccess() const override { return true; }
-  void synchronize() override {}
-  bool wait(std::chrono::milliseconds) override { return true; }
-};
-
-ReduceOp to_reduce_op(const char* operation, const c10d::ReduceOp& op) {
-  switch (static_cast<c10d::ReduceOp::RedOpType>(op)) {
-    case c10d::ReduceOp::SUM:
-      return ReduceOp::kSum;
-    case c10d::ReduceOp::AVG:
-      return ReduceOp::kAvg;
-    case c10d::ReduceOp::MAX:
-      return ReduceOp::kMax;
-    case c10d::ReduceOp::MIN:
-      return ReduceOp::kMin;
-    case c10d::ReduceOp::PRODUCT:
-      return ReduceOp::kProduct;
-    default:
-      throw ShapeError(std::string(operation) + ": allowed reductions are sum, avg, max, min and product");
-  }
-}
-
-void check_tensor(const char* operation, const at::Tensor& tensor) {
-  check<ShapeError>(tensor.device().is_cpu(), "{}: the tensor is on {}; this transport moves CPU tensors", operation,
-                    tensor.device().str());
-  check<ShapeError>(tensor.is_contiguous(), "{}: the tensor is not contiguous; pass tensor.contiguous()", operation);
-  check<ShapeError>(tensor.nbytes() <= kMaxBytes, "{}: {} bytes are more than one call can carry ({})", operation,
-                    tensor.nbytes(), kMaxBytes);
-}
-
-Piece piece_of(const at::Tensor& tensor) {
-  return Piece{static_cast<std::byte*>(tensor.data_ptr()), static_cast<std::size_t>(tensor.nbytes())};
-}
-
-Piece checked_piece(const char* operation, const at::Tensor& tensor) {
-  check_tensor(operation, tensor);
-  return piece_of(tensor);
-}
-
-const at::Tensor& single(const char* operation, const Tensors& tensors) {
-  check<ShapeError>(tensors.size() == 1, "{}: takes one tensor per rank, not {}", operation, tensors.size());
-  return tensors.front();
-}
-
-// `tensor` as `count` equal pieces.
-Pieces split_evenly(const char* operation, const at::Tensor& tensor, std::size_t piece_bytes, int count) {
-  const Piece whole = checked_piece(operation, tensor);
-  check<ShapeError>(whole.bytes == piece_bytes * static_cast<std::size_t>(count),
-                    "{}: the larger tensor has {} bytes, not {} times the {} bytes of the smaller", operation,
-                    whole.bytes, count, piece_bytes);
-  Pieces pieces;
-  for (int i = 0; i < count; ++i)
-    pieces.push_back({whole.data + static_cast<std::size_t>(i) * piece_bytes, piece_bytes});
-  return pieces;
-}
-
-// A list of `count` tensors of `piece_bytes` each.
-Pieces list_of(const char* operation, const Tensors& tensors, std::size_t piece_bytes, int count) {
-  check<ShapeError>(tensors.size() == static_cast<std::size_t>(count),
-                    "{}: the list has {} tensors, not one per rank, {}", operation, tensors.size(), count);
-  Pieces pieces;
-  for (const at::Tensor& tensor : tensors) {
-    pieces.push_back(checked_piece(operation, tensor));
-    check<ShapeError>(pieces.back().bytes == piece_bytes, "{}: tensors of {} and {} bytes; all must have one size",
-                      operation, pieces.back().bytes, piece_bytes);
-  }
-  return pieces;
-}
-
-const Tensors& list_at_root(const char* operation, const std::vector<Tensors>& lists) {
-  check<ShapeError>(lists.size() == 1, "{}: takes one list of tensors, not {}", operation, lists.size());
-  return lists.front();
-}
-
-// Rows of dim 0 as pieces; no rows given: `count` equal parts.
-Pieces split_rows(const char* operation, const at::Tensor& tensor, const std::vector<int64_t>& rows, int count) {
-  const Piece whole = checked_piece(operation, tensor);
-  if (rows.empty()) {
-    return split_evenly(operation, tensor, whole.bytes / static_cast<std::size_t>(count), count);
-  }
-  check<ShapeError>(rows.size() == static_cast<std::size_t>(count), "{}: {} split sizes for {} ranks", operation,
-                    rows.size(), count);
-  const int64_t num_rows = tensor.dim() == 0 ? 0 : tensor.size(0);
-  const std::size_t row_bytes = num_rows == 0 ? 0 : whole.bytes / static_cast<std::size_t>(num_rows);
-  Pieces pieces;
-  int64_t begin = 0;
-  for (const int64_t row_count : rows) {
-    check<ShapeError>(row_count >= 0, "{}: a split size is {}; it must not be negative", operation, row_count);
-    pieces.push_back(
-        {whole.data + static_cast<std::size_t>(begin) * row_bytes, static_cast<std::size_t>(row_count) * row_bytes});
-    begin += row_count;
-  }
-  check<ShapeError>(begin == num_rows, "{}: split sizes add up to {} rows, the tensor has {}", operation, begin,
-                    num_rows);
-  return pieces;
-}
-
-}  // namespace
+using Tensors = OperationBackend::Tensors;
 
 // A collective in the engine's queue.
 class LocalWork final : public c10d::Work {
@@ -177,13 +70,12 @@ class TransferWork final : public c10d::Work {
 };
 
 LocalBackend::LocalBackend(LocalGroup group)
-    : c10d::Backend(group.rank, group.region.shape().size),
+    : OperationBackend(group.rank, group.region.shape().size, group.arrival.group, c10::kCPU),
       transport_(std::move(group.transport)),
       engine_(std::move(group.engine)),
       arrival_(std::move(group.region), group.rank, std::move(group.arrival), engine_),
       exchange_(arrival_, group.reach),
-      point_to_point_(arrival_, group.reach, engine_),
-      done_(c10::make_intrusive<DoneWork>()) {}
+      point_to_point_(arrival_, group.reach, engine_) {}
 
 LocalBackend::~LocalBackend() = default;
 
@@ -195,17 +87,12 @@ void LocalBackend::meet() {
   run_collective(exchange_, {.call = {.kind = CallKind::kBarrier}, .inputs = {}, .outputs = {}});
 }
 
-void LocalBackend::check_rank(const char* operation, int64_t rank) const {
-  check<ShapeError>(rank >= 0 && rank < size_, "{}: rank {} is not in group {} of {} ranks", operation, rank,
-                    arrival_.group(), size_);
-}
-
 LocalBackend::WorkPtr LocalBackend::run(Operation operation, bool is_async,
                                         std::initializer_list<const Tensors*> keep) {
   if (!is_async) {
     engine_->drain();
     run_collective(exchange_, operation);
-    return done_;
+    return done();
   }
   Tensors kept;
   for (const Tensors* tensors : keep) kept.insert(kept.end(), tensors->begin(), tensors->end());
@@ -215,223 +102,19 @@ LocalBackend::WorkPtr LocalBackend::run(Operation operation, bool is_async,
   return c10::make_intrusive<LocalWork>(std::move(task));
 }
 
-LocalBackend::WorkPtr LocalBackend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) {
-  const at::Tensor& tensor = single("broadcast", tensors);
-  check_rank("broadcast", options.rootRank);
-  const Piece piece = checked_piece("broadcast", tensor);
-  return run({.call = {.kind = CallKind::kBroadcast,
-                       .dtype = tensor.scalar_type(),
-                       .root = static_cast<int>(options.rootRank),
-                       .bytes = piece.bytes},
-              .inputs = {piece},
-              .outputs = {}},
-             options.asyncOp, {&tensors});
-}
-
-LocalBackend::WorkPtr LocalBackend::allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) {
-  const at::Tensor& tensor = single("all_reduce", tensors);
-  const Piece piece = checked_piece("all_reduce", tensor);
-  return run({.call = {.kind = CallKind::kAllReduce,
-                       .op = to_reduce_op("all_reduce", options.reduceOp),
-                       .dtype = tensor.scalar_type(),
-                       .bytes = piece.bytes},
-              .inputs = {piece},
-              .outputs = {}},
-             options.asyncOp, {&tensors});
-}
-
-LocalBackend::WorkPtr LocalBackend::allreduce_coalesced(Tensors& tensors,
-                                                        const c10d::AllreduceCoalescedOptions& options) {
-  constexpr const char* kName = "all_reduce_coalesced";
-  check<ShapeError>(!tensors.empty(), "{}: the list of tensors is empty", kName);
-  Operation operation;
-  operation.call = {.kind = CallKind::kAllReduceCoalesced,
-                    .op = to_reduce_op(kName, options.reduceOp),
-                    .dtype = tensors.front().scalar_type()};
-  for (const at::Tensor& tensor : tensors) {
-    check<ShapeError>(tensor.scalar_type() == operation.call.dtype, "{}: tensors of {} and {}; one call has one dtype",
-                      kName, dtype_name(operation.call.dtype), dtype_name(tensor.scalar_type()));
-    operation.inputs.push_back(checked_piece(kName, tensor));
-    operation.call.bytes += operation.inputs.back().bytes;
-  }
-  check<ShapeError>(operation.call.bytes <= kMaxBytes, "{}: {} bytes are more than one call can carry ({})", kName,
-                    operation.call.bytes, kMaxBytes);
-  return run(std::move(operation), options.asyncOp, {&tensors});
-}
-
-LocalBackend::WorkPtr LocalBackend::reduce(Tensors& tensors, const c10d::ReduceOptions& options) {
-  const at::Tensor& tensor = single("reduce", tensors);
-  check_rank("reduce", options.rootRank);
-  const Piece piece = checked_piece("reduce", tensor);
-  return run({.call = {.kind = CallKind::kReduce,
-                       .op = to_reduce_op("reduce", options.reduceOp),
-                       .dtype = tensor.scalar_type(),
-                       .root = static_cast<int>(options.rootRank),
-                       .bytes = piece.bytes},
-              .inputs = {piece},
-              .outputs = {}},
-             options.asyncOp, {&tensors});
-}
-
-LocalBackend::WorkPtr LocalBackend::allgather(std::vector<Tensors>& outputs, Tensors& inputs,
-                                              const c10d::AllgatherOptions& options) {
-  const at::Tensor& input = single("all_gather", inputs);
-  const Tensors& list = list_at_root("all_gather", outputs);
-  const Piece piece = checked_piece("all_gather", input);
-  return run({.call = {.kind = CallKind::kAllGather, .dtype = input.scalar_type(), .bytes = piece.bytes},
-              .inputs = {piece},
-              .outputs = list_of("all_gather", list, piece.bytes, size_)},
-             options.asyncOp, {&inputs, &list});
-}
-
-LocalBackend::WorkPtr LocalBackend::_allgather_base(at::Tensor& output, at::Tensor& input,
-                                                    const c10d::AllgatherOptions& options) {
-  const Piece piece = checked_piece("all_gather", input);
-  Operation operation{.call = {.kind = CallKind::kAllGather, .dtype = input.scalar_type(), .bytes = piece.bytes},
-                      .inputs = {piece},
-                      .outputs = split_evenly("all_gather", output, piece.bytes, size_)};
-  if (!options.asyncOp) return run(std::move(operation), false, {});
-  const Tensors keep{input, output};
-  return run(std::move(operation), true, {&keep});
-}
-
-LocalBackend::WorkPtr LocalBackend::allgather_into_tensor_coalesced(Tensors& outputs, Tensors& inputs,
-                                                                    const c10d::AllgatherOptions& options) {
-  check<ShapeError>(outputs.size() == inputs.size(), "all_gather_coalesced: {} outputs for {} inputs", outputs.size(),
-                    inputs.size());
-  // The queue keeps the order, so the last one done means all done.
-  WorkPtr last = done_;
-  for (std::size_t i = 0; i < inputs.size(); ++i) last = _allgather_base(outputs[i], inputs[i], options);
-  return last;
-}
-
-LocalBackend::WorkPtr LocalBackend::gather(std::vector<Tensors>& outputs, Tensors& inputs,
-                                           const c10d::GatherOptions& options) {
-  const at::Tensor& input = single("gather", inputs);
-  check_rank("gather", options.rootRank);
-  const Piece piece = checked_piece("gather", input);
-  Operation operation{.call = {.kind = CallKind::kGather,
-                               .dtype = input.scalar_type(),
-                               .root = static_cast<int>(options.rootRank),
-                               .bytes = piece.bytes},
-                      .inputs = {piece},
-                      .outputs = {}};
-  if (rank_ != options.rootRank) return run(std::move(operation), options.asyncOp, {&inputs});
-  const Tensors& list = list_at_root("gather", outputs);
-  operation.outputs = list_of("gather", list, piece.bytes, size_);
-  return run(std::move(operation), options.asyncOp, {&inputs, &list});
-}
-
-LocalBackend::WorkPtr LocalBackend::scatter(Tensors& outputs, std::vector<Tensors>& inputs,
-                                            const c10d::ScatterOptions& options) {
-  const at::Tensor& output = single("scatter", outputs);
-  check_rank("scatter", options.rootRank);
-  const Piece piece = checked_piece("scatter", output);
-  Operation operation{.call = {.kind = CallKind::kScatter,
-                               .dtype = output.scalar_type(),
-                               .root = static_cast<int>(options.rootRank),
-                               .bytes = piece.bytes},
-                      .inputs = {},
-                      .outputs = {piece}};
-  if (rank_ != options.rootRank) return run(std::move(operation), options.asyncOp, {&outputs});
-  const Tensors& list = list_at_root("scatter", inputs);
-  operation.inputs = list_of("scatter", list, piece.bytes, size_);
-  return run(std::move(operation), options.asyncOp, {&outputs, &list});
-}
-
-LocalBackend::WorkPtr LocalBackend::reduce_scatter_pieces(Operation operation, const at::Tensor& output,
-                                                          const Tensors& inputs,
-                                                          const c10d::ReduceScatterOptions& options) {
-  operation.call = {.kind = CallKind::kReduceScatter,
-                    .op = to_reduce_op("reduce_scatter", options.reduceOp),
-                    .dtype = output.scalar_type(),
-                    .bytes = static_cast<std::size_t>(output.nbytes())};
-  operation.outputs = {checked_piece("reduce_scatter", output)};
-  if (!options.asyncOp) return run(std::move(operation), false, {});
-  const Tensors keep{output};
-  return run(std::move(operation), true, {&keep, &inputs});
-}
-
-LocalBackend::WorkPtr LocalBackend::reduce_scatter(Tensors& outputs, std::vector<Tensors>& inputs,
-                                                   const c10d::ReduceScatterOptions& options) {
-  const at::Tensor& output = single("reduce_scatter", outputs);
-  const Tensors& list = list_at_root("reduce_scatter", inputs);
-  Operation operation;
-  operation.inputs = list_of("reduce_scatter", list, static_cast<std::size_t>(output.nbytes()), size_);
-  return reduce_scatter_pieces(std::move(operation), output, list, options);
-}
-
-LocalBackend::WorkPtr LocalBackend::_reduce_scatter_base(at::Tensor& output, at::Tensor& input,
-                                                         const c10d::ReduceScatterOptions& options) {
-  Operation operation;
-  operation.inputs = split_evenly("reduce_scatter", input, static_cast<std::size_t>(output.nbytes()), size_);
-  return reduce_scatter_pieces(std::move(operation), output, {input}, options);
-}
-
-LocalBackend::WorkPtr LocalBackend::reduce_scatter_tensor_coalesced(Tensors& outputs, Tensors& inputs,
-                                                                    const c10d::ReduceScatterOptions& options) {
-  check<ShapeError>(outputs.size() == inputs.size(), "reduce_scatter_coalesced: {} outputs for {} inputs",
-                    outputs.size(), inputs.size());
-  WorkPtr last = done_;
-  for (std::size_t i = 0; i < inputs.size(); ++i) last = _reduce_scatter_base(outputs[i], inputs[i], options);
-  return last;
-}
-
-LocalBackend::WorkPtr LocalBackend::alltoall_base(at::Tensor& output, at::Tensor& input,
-                                                  std::vector<int64_t>& output_rows, std::vector<int64_t>& input_rows,
-                                                  const c10d::AllToAllOptions& options) {
-  Operation operation{.call = {.kind = CallKind::kAllToAll, .dtype = input.scalar_type()},
-                      .inputs = split_rows("all_to_all", input, input_rows, size_),
-                      .outputs = split_rows("all_to_all", output, output_rows, size_)};
-  if (!options.asyncOp) return run(std::move(operation), false, {});
-  const Tensors keep{input, output};
-  return run(std::move(operation), true, {&keep});
-}
-
-LocalBackend::WorkPtr LocalBackend::alltoall(Tensors& outputs, Tensors& inputs, const c10d::AllToAllOptions& options) {
-  const auto ranks = static_cast<std::size_t>(size_);
-  check<ShapeError>(outputs.size() == ranks && inputs.size() == ranks,
-                    "all_to_all: {} outputs and {} inputs; the lists must have one tensor per rank, {}", outputs.size(),
-                    inputs.size(), size_);
-  Operation operation{
-      .call = {.kind = CallKind::kAllToAll, .dtype = inputs.front().scalar_type()}, .inputs = {}, .outputs = {}};
-  for (std::size_t r = 0; r < ranks; ++r) {
-    operation.inputs.push_back(checked_piece("all_to_all", inputs[r]));
-    operation.outputs.push_back(checked_piece("all_to_all", outputs[r]));
-  }
-  return run(std::move(operation), options.asyncOp, {&inputs, &outputs});
-}
-
-LocalBackend::WorkPtr LocalBackend::transfer(const at::Tensor& tensor, int peer, int tag, bool is_send) {
-  const char* operation = is_send ? "send" : "receive";
+LocalBackend::WorkPtr LocalBackend::transfer(Message message) {
+  static_assert(kAnyRank == Transfer::kAnyRank);
   arrival_.throw_if_poisoned();
   auto transfer = std::make_shared<Transfer>();
-  transfer->peer = peer;
-  transfer->tag = tag;
-  transfer->piece = checked_piece(operation, tensor);
-  transfer->keep = std::make_shared<at::Tensor>(tensor);
-  transfer->dtype = tensor.scalar_type();
+  transfer->peer = message.peer;
+  transfer->tag = message.tag;
+  transfer->piece = message.piece;
+  transfer->dtype = message.tensor.scalar_type();
+  transfer->keep = std::make_shared<at::Tensor>(std::move(message.tensor));
+  const bool is_send = message.direction == Direction::kSend;
   is_send ? point_to_point_.post_send(transfer) : point_to_point_.post_receive(transfer);
   auto self = c10::intrusive_ptr<LocalBackend>::unsafe_reclaim_from_nonowning(this);
-  return c10::make_intrusive<TransferWork>(std::move(self), std::move(transfer), operation);
-}
-
-LocalBackend::WorkPtr LocalBackend::send(Tensors& tensors, int to, int tag) {
-  check_rank("send", to);
-  return transfer(single("send", tensors), to, tag, true);
-}
-
-LocalBackend::WorkPtr LocalBackend::recv(Tensors& tensors, int from, int tag) {
-  check_rank("receive", from);
-  return transfer(single("receive", tensors), from, tag, false);
-}
-
-LocalBackend::WorkPtr LocalBackend::recvAnysource(Tensors& tensors, int tag) {
-  return transfer(single("receive", tensors), Transfer::kAnyRank, tag, false);
-}
-
-LocalBackend::WorkPtr LocalBackend::barrier(const c10d::BarrierOptions& options) {
-  return run({.call = {.kind = CallKind::kBarrier}, .inputs = {}, .outputs = {}}, options.asyncOp, {});
+  return c10::make_intrusive<TransferWork>(std::move(self), std::move(transfer), name_of(message.direction));
 }
 
 }  // namespace tessera::comm::detail

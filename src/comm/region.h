@@ -30,7 +30,8 @@ struct Published {
 
 struct alignas(kCacheLine) Slot {
   std::atomic<std::uint32_t> arrivals;
-  std::uint32_t padding;
+  // Core on which the rank last arrived: who shares it with the rank must hand it over instead of spinning.
+  std::atomic<std::uint32_t> core;
   Published published[2];
 };
 

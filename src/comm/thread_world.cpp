@@ -8,6 +8,7 @@
 #include <set>
 #include <utility>
 
+#include "comm/devices.h"
 #include "comm/group_book.h"
 #include "comm/local_backend.h"
 #include "tessera/base/error.h"
@@ -75,7 +76,7 @@ class Hub {
 class ThreadWorld final : public World {
  public:
   ThreadWorld(int rank, int size, std::shared_ptr<Hub> hub, const WorldOptions& options)
-      : World(rank, size, rank, options.device),
+      : World(rank, size, rank, detail::device_of_rank(options.device, rank, /*shared=*/true)),
         hub_(std::move(hub)),
         options_(options),
         engine_(std::make_shared<detail::Engine>()) {}
