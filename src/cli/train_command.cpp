@@ -39,7 +39,7 @@ class Report {
     progress_.finish();
     json_.write(train::format_json(summary));
     if (json_on_stdout) return;
-    std::cout << fmt::format("{} on {}: loss {:.4f} after {} steps, {:.1f} ms a step, {:.0f} {}/s\n", summary.params,
+    std::cout << fmt::format("{} parameters on {}: loss {:.4f} after {} steps, {:.1f} ms a step, {:.0f} {}/s\n", summary.params,
                              summary.mesh, summary.final_loss, summary.steps, summary.ms_median, summary.throughput,
                              unit_);
     for (const auto& [name, count] : summary.replicated_fallbacks) {

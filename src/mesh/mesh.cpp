@@ -22,18 +22,20 @@ std::vector<int> members_across(unsigned set, const std::vector<int>& mine, cons
   return members;
 }
 
-std::string name_of(unsigned set, const std::vector<Axis>& axes) {
+/// "dp_replicate+tp"; groups of a world's second mesh are called "dp_replicate+tp of mesh 2", and so on.
+std::string name_of(unsigned set, const std::vector<Axis>& axes, int number) {
   std::string name;
   for (std::size_t i = 0; i < axes.size(); ++i) {
     if ((set >> i & 1U) != 0) name += (name.empty() ? "" : "+") + axes[i].name;
   }
-  return name;
+  return number == 0 ? name : fmt::format("{} of mesh {}", name, number + 1);
 }
 
 }  // namespace
 
 struct Mesh::State {
   std::shared_ptr<comm::World> world;
+  int number = 0;  ///< among the meshes of its world
   std::vector<Axis> axes;
   MeshOptions options;
   std::vector<int> coordinates;
@@ -48,6 +50,7 @@ Mesh::Mesh(std::shared_ptr<comm::World> world, std::vector<Axis> axes, MeshOptio
   axes = resolve_axes(std::move(axes), world->size());
   State& state = *state_;
   state.world = std::move(world);
+  state.number = state.world->next_number();
   state.axes = std::move(axes);
   state.options = options;
   state.coordinates = coordinates_of(state.world->rank(), state.axes);
@@ -60,7 +63,7 @@ unsigned Mesh::all_axes() const noexcept { return (1U << static_cast<unsigned>(n
 comm::Communicator Mesh::make_group(unsigned axes) const {
   const State& state = *state_;
   const std::vector<int> members = members_across(axes, state.coordinates, state.axes, size());
-  return members.size() == 1 ? comm::Communicator() : state.world->group(members, name_of(axes, state.axes));
+  return members.size() == 1 ? comm::Communicator() : state.world->group(members, name_of(axes, state.axes, state.number));
 }
 
 const comm::Communicator& Mesh::across(unsigned axes) const {
