@@ -140,8 +140,8 @@ std::string find_program(const std::string& name, const std::string& search_path
     return ::stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode) && ::access(path.c_str(), X_OK) == 0;
   };
   if (name.find('/') != std::string::npos) {
-    check<ConfigError>(::access(name.c_str(), F_OK) == 0, "program {}: {}; name an executable file", name,
-                       std::strerror(errno));
+    const int error = ::access(name.c_str(), F_OK) == 0 ? 0 : errno;
+    check<ConfigError>(error == 0, "program {}: {}; name an executable file", name, std::strerror(error));
     check<ConfigError>(is_program(name), "program {} is not an executable file; see its permissions (chmod +x)", name);
     return name;
   }

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as people and scripts meet it: results, JSON fields, and one clear line for every wrong input.
+
+    cli_test.py TESSERA
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+TESSERA = ""
+TINY_GPT = ["--model", "gpt", "--layers", "1", "--hidden", "16", "--heads", "2", "--seq-len", "16", "--batch", "4"]
+
+
+def run(*arguments: str, timeout: float = 100) -> subprocess.CompletedProcess:
+    return subprocess.run([TESSERA, *arguments], capture_output=True, text=True, timeout=timeout)
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class Help(unittest.TestCase):
+    def test_names_the_commands_and_fits_a_screen(self):
+        result = run("--help")
+        self.assertEqual(result.returncode, 0)
+        self.assertLessEqual(len(result.stdout.splitlines()), 24)
+        for command in ("train", "verify", "run"):
+            self.assertIn(command, result.stdout)
+
+    def test_of_a_command_shows_flags_defaults_and_examples(self):
+        text = run("train", "--help").stdout
+        for word in ("--mesh", "--batch", "default 16", "Examples"):
+            self.assertIn(word, text)
+
+
+class Train(unittest.TestCase):
+    FIELDS = {"step", "loss", "lr", "grad_norm", "step_ms", "tokens_per_s", "comm_bytes", "comm_ms_exposed",
+              "peak_memory_bytes"}
+    SUMMARY = {"summary", "world", "mesh", "plan", "params", "steps", "ms_median", "ms_p10", "ms_p90", "throughput",
+               "final_loss", "losses", "peak_rss_bytes", "threads", "predicted_ms", "predicted_memory_bytes",
+               "replicated_fallbacks"}
+
+    def losses(self, *arguments: str) -> list[float]:
+        result = run("train", *TINY_GPT, "--steps", "6", "--lr", "0.01", "--json", "-", *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        lines = json_lines(result.stdout)
+        steps = [line for line in lines if "loss" in line]
+        self.assertEqual(set(steps[0]), self.FIELDS)
+        self.assertEqual(set(lines[-1]), self.SUMMARY)
+        self.assertEqual(lines[-1]["replicated_fallbacks"], {})
+        return lines[-1]["losses"]
+
+    def test_gives_the_same_losses_alone_on_processes_and_on_threads(self):
+        alone = self.losses()
+        self.assertLess(alone[-1], alone[0])
+        for arguments in (["--mesh", "dp=2,tp=2"], ["--mesh", "dp=2,tp=2", "--ranks", "threads"], ["--mesh", "dp=4"],
+                          ["--mesh", "dp=2", "--transport", "gloo"]):
+            for ours, reference in zip(self.losses(*arguments), alone, strict=True):
+                self.assertAlmostEqual(ours, reference, delta=1e-4)
+
+    def test_starts_from_the_weights_that_another_run_wrote(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(pathlib.Path(folder) / "weights.safetensors")
+            first = run("train", *TINY_GPT, "--steps", "1", "--mesh", "tp=2", "--dump-weights", file)
+            self.assertEqual(first.returncode, 0, first.stderr)
+            self.assertTrue(os.path.exists(file))
+            moved = self.losses("--weights", file)
+            fresh = self.losses()
+            self.assertNotEqual(moved[0], fresh[0])
+
+    def test_leaves_no_memory_file_or_process_behind(self):
+        before = set(os.listdir("/dev/shm"))
+        self.losses("--mesh", "dp=2")
+        self.assertEqual(set(os.listdir("/dev/shm")), before)
+
+
+class Verify(unittest.TestCase):
+    def test_holds_on_every_mesh_of_four_ranks(self):
+        result = run("verify", *TINY_GPT, "--precision", "fp64", "--meshes", "all:4", "--json", "-")
+        self.assertEqual(result.returncode, 0, result.stdout)
+        lines = json_lines(result.stdout)
+        self.assertEqual(len(lines), 11)  # of 13, without tp=3 and tp=4, which do not divide 2 heads
+        for line in lines:
+            self.assertTrue(line["holds"])
+            self.assertLessEqual(line["max_param_deviation"], 1e-12)
+            self.assertEqual(line["replicated_fallbacks"], {})
+
+    def test_works_with_ranks_as_processes(self):
+        result = run("verify", *TINY_GPT, "--mesh", "dp=2,tp=2", "--ranks", "processes", "--json", "-")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(json_lines(result.stdout)[0]["holds"])
+
+    def test_fails_with_exit_code_1_when_the_tolerance_is_not_met(self):
+        self.assertEqual(run("verify", *TINY_GPT, "--mesh", "dp=2", "--tolerance", "0").returncode, 1)
+
+
+class BadInput(unittest.TestCase):
+    """(arguments, exit code, words that the one line must hold)"""
+
+    CASES = [
+        (["train", "--mesh", "pt=2"], 2, ["\"pt\"", "allowed", "\"tp\""]),
+        (["train", "--mesh", "dp=2,dp=2"], 2, ["dp_replicate", "twice"]),
+        (["train", "--mesh", "tp=0"], 2, ["tp=0"]),
+        (["train", "--mesh", "tp="], 2, ["AXIS=SIZE"]),
+        (["train", "--model", "gpt", "--mesh", "tp=3"], 2, ["heads = 4", "tp=3"]),
+        (["train", "--batch", "10", "--mesh", "dp=4"], 2, ["batch = 10", "multiple of 4"]),
+        (["train", "--batch", "many"], 2, ["--batch", "many", "integer"]),
+        (["train", "--bacth", "4"], 2, ["--bacth", "--batch"]),
+        (["trian"], 2, ["trian", "train"]),
+        (["train", "--model", "gtp"], 2, ["gtp", "gpt"]),
+        (["train", "--set", "optimizer.lrr=1"], 2, ["optimizer.lrr", "optimizer.lr"]),
+        (["train", "--set", "mesh.tensor_model_parallel_size=2"], 2, ["tensor_model_parallel_size"]),
+        (["train", "/nonexistent.toml"], 2, ["/nonexistent.toml"]),
+        (["train", "--data", "text:/nonexistent"], 1, ["/nonexistent"]),
+        (["train", "--data", f"text:{sys.executable}"], 1, ["NUL", "text"]),
+        (["train", "--weights", "/nonexistent"], 1, ["/nonexistent"]),
+        (["train", "--mesh", "dp=2", "--data", "text:/nonexistent"], 1, ["ranks 0-1 of 2", "/nonexistent"]),
+        (["verify", "--meshes", "all:x"], 2, ["all:x", "all:8"]),
+        (["verify", "--meshes", "all:2", "--ranks", "processes"], 2, ["threads"]),
+        (["run", "--nproc", "2"], 2, ["--"]),
+        (["run", "--nproc", "2", "--", "/nonexistent"], 2, ["/nonexistent"]),
+        (["run", "--nproc", "0", "--", "/bin/true"], 2, ["--nproc"]),
+        (["run", "--nproc", "2", "--", "/bin/false"], 1, ["exited with code 1"]),
+        (["run", "--nnodes", "2", "--", "/bin/true"], 2, ["torchrun"]),
+    ]
+
+    def expect(self, result: subprocess.CompletedProcess, code: int, words: list[str]) -> None:
+        self.assertEqual(result.returncode, code, result.stderr)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("tessera: error: ")]
+        self.assertEqual(len(errors), 1, result.stderr)
+        for word in words:
+            self.assertIn(word, errors[0])
+        for trace in ("frame #", "terminate called", "Success"):
+            self.assertNotIn(trace, result.stderr)
+
+    def test_is_refused_in_one_line_with_the_remedy(self):
+        for arguments, code, words in self.CASES:
+            with self.subTest(" ".join(arguments)):
+                self.expect(run(*arguments, timeout=60), code, words)
+
+    def test_in_a_plan_is_refused_with_file_and_line(self):
+        cases = {
+            "[[parameters]]\nmatch = \"nothing*\"\ntp = \"colwise\"\n": ["nothing*", "matches no parameter"],
+            "[[parameters]]\nmatch = \"*\"\ntp = \"columns\"\n": ["columns", "shard(DIM)"],
+            "[[parameters]]\nmatch = \"*\"\npt = \"colwise\"\n": ["plan.toml:1", "\"tp\""],
+            "what = \n": ["plan.toml:1"],
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            plan = pathlib.Path(folder) / "plan.toml"
+            for text, words in cases.items():
+                plan.write_text(text)
+                with self.subTest(text):
+                    self.expect(run("train", "--plan", str(plan), "--mesh", "tp=2", "--steps", "1"), 2, words)
+
+    def test_ends_the_json_with_an_error_line(self):
+        result = run("train", "--mesh", "dp=2", "--data", "text:/nonexistent", "--json", "-")
+        error = json_lines(result.stdout)[-1]["error"]
+        self.assertEqual(set(error), {"kind", "rank", "message", "where"})
+        self.assertEqual(error["kind"], "file")
+
+
+class ARankThatDies(unittest.TestCase):
+    def ranks_of(self, launcher: int) -> list[int]:
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True)
+        return [int(pid) for pid in listed.stdout.split()]
+
+    def test_takes_the_job_down_with_its_name_and_leaves_nothing(self):
+        job = subprocess.Popen([TESSERA, "train", *TINY_GPT, "--steps", "1000000", "--mesh", "dp=3", "--batch", "6"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        ranks: list[int] = []
+        for _ in range(200):
+            ranks = self.ranks_of(job.pid)
+            if len(ranks) == 3:
+                break
+            time.sleep(0.05)
+        self.assertEqual(len(ranks), 3)
+        time.sleep(2.0)  # into the steps
+        os.kill(ranks[1], signal.SIGKILL)
+        _, errors = job.communicate(timeout=30)
+        self.assertEqual(job.returncode, 1, errors)
+        self.assertRegex(errors, r"rank \d of 3 \(pid \d+\).*SIGKILL")
+        for pid in ranks:
+            self.assertFalse(os.path.exists(f"/proc/{pid}"), f"rank {pid} is left over")
+
+
+if __name__ == "__main__":
+    TESSERA = sys.argv.pop(1)
+    unittest.main(verbosity=1)
