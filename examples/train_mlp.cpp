@@ -31,7 +31,7 @@ std::pair<torch::Tensor, torch::Tensor> make_batch(int step) {
 int main(int argc, char** argv) {
   const tessera::Ranks ranks = tessera::launch(argc, argv);
   const int tp = ranks.size() % 2 == 0 ? 2 : 1;
-  const tessera::Mesh mesh(ranks.world(), {{"dp", -1}, {"tp", tp}});
+  const tessera::Mesh mesh(ranks, {{"dp", -1}, {"tp", tp}});
 
   torch::manual_seed(0);
   Mlp model;

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "tessera/base/error.h"
+#include "tessera/launch/environment.h"
 
 namespace tessera {
 namespace {
@@ -57,6 +58,10 @@ Mesh::Mesh(std::shared_ptr<comm::World> world, std::vector<Axis> axes, MeshOptio
   for (std::size_t i = 0; i < state.axes.size(); ++i) state.along.push_back(make_group(1U << i));
   if (num_axes() > 1) (void)across(all_axes());
 }
+
+Mesh::Mesh(const Ranks& ranks, std::vector<Axis> axes)
+    : Mesh(ranks.world(), std::move(axes),
+           {.strict = launcher::read_switches(launcher::process_environment()).strict}) {}
 
 unsigned Mesh::all_axes() const noexcept { return (1U << static_cast<unsigned>(num_axes())) - 1U; }
 

@@ -172,6 +172,69 @@ INSTANTIATE_TEST_SUITE_P(Rules, EveryOperator,
                          testing::Combine(testing::Range<std::size_t>(0, cases().size()), testing::Values(2, 3)),
                          case_name);
 
+TEST(OutVariant, FillsAMeshTensorWhereItLies) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor a = distribute(values({4, 6}), mesh, {Shard(0)});
+    const Tensor b = distribute(values({4, 6}), mesh, {Replicate()});
+    Tensor out = distribute(at::zeros({4, 6}, at::kDouble), mesh, {Shard(1)});
+    at::add_out(out, a, b);
+    EXPECT_EQ(placements(out), (Placements{Shard(1)}));
+    EXPECT_TRUE(at::equal(full(out), values({4, 6}) * 2));
+  });
+}
+
+TEST(OutVariant, TakesTheResultsSizesAndPlacementsIfItHadOthers) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor a = distribute(values({4, 6}), mesh, {Shard(0)});
+    Tensor out = distribute(at::zeros({0}, at::kDouble), mesh, {Replicate()});
+    at::mul_out(out, a, a);
+    EXPECT_TRUE(at::equal(full(out), values({4, 6}) * values({4, 6})));
+    EXPECT_EQ(placements(out), (Placements{Shard(0)}));
+  });
+}
+
+TEST(InPlace, KeepsThePlacementOfSelfWhateverTheOther) {
+  test::on_mesh("dp=3", [](const Mesh& mesh) {
+    for (const Placement& self : {Replicate(), Shard(0), Shard(1)}) {
+      for (const Placement& other : choices(values({4, 6}))) {
+        Tensor target = distribute(values({4, 6}), mesh, {self});
+        target.mul_(spread(values({4, 6}) + 3, other, mesh)).add_(1.0);
+        EXPECT_EQ(placements(target), (Placements{self}));
+        EXPECT_TRUE(at::allclose(full(target), values({4, 6}) * (values({4, 6}) + 3) + 1, 1e-14, 1e-14));
+      }
+    }
+  });
+}
+
+TEST(InPlace, ChangesMetadataOfTheTensorItself) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    Tensor matrix = distribute(values({4, 6}), mesh, {Shard(0)});
+    matrix.t_();
+    EXPECT_EQ(placements(matrix), (Placements{Shard(1)}));
+    EXPECT_TRUE(at::equal(full(matrix), values({4, 6}).t()));
+  });
+}
+
+TEST(PlainTensor, CountsAsReplicatedBesideMeshTensors) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor spread_values = distribute(values({4, 6}), mesh, {Shard(0)});
+    EXPECT_TRUE(at::equal(full(spread_values * values({6}) + 1.0), values({4, 6}) * values({6}) + 1.0));
+    EXPECT_TRUE(replicated_fallbacks(mesh).empty());
+  });
+}
+
+TEST(DecisionCache, IgnoresScalarsThatDecideNothing) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    Tensor total = distribute(values({4, 6}), mesh, {Shard(0)});
+    Tensor expected = values({4, 6});
+    for (int i = 0; i < 5; ++i) {
+      total = total * (1.0 + 0.1 * i) + i;
+      expected = expected * (1.0 + 0.1 * i) + i;
+    }
+    EXPECT_TRUE(at::allclose(full(total), expected, 1e-14, 1e-14));
+  });
+}
+
 TEST(Fallback, IsCountedByOperatorName) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const Tensor spread_values = distribute(values({6}), mesh, {Shard(0)});

@@ -9,6 +9,7 @@
 
 #include "tessera/comm/communicator.h"
 #include "tessera/comm/world.h"
+#include "tessera/launch/launch.h"
 #include "tessera/mesh/placement.h"
 
 namespace tessera {
@@ -47,6 +48,8 @@ class Mesh {
  public:
   /// Throws ConfigError if the product of the axes is not the world's size; CommunicationError if a rank is missing.
   Mesh(std::shared_ptr<comm::World> world, std::vector<Axis> axes, MeshOptions options = {});
+  /// The mesh of a program that tessera::launch started; TESSERA_STRICT=1 makes it strict.
+  Mesh(const Ranks& ranks, std::vector<Axis> axes);
 
   [[nodiscard]] int rank() const noexcept;
   [[nodiscard]] int size() const noexcept;
