@@ -46,8 +46,6 @@ void finish_device(c10::Device device) {
 RankThread::RankThread(c10::Device device) : device_(device) {
   use_device(device_);
   if (device_.is_cpu()) return;
-  // Non-blocking streams do not wait for the default stream, where the work of before was queued.
-  finish_device(device_);
   const c10::impl::VirtualGuardImpl guard = guard_of(device_);
   guard.exchangeStream(guard.getStreamFromGlobalPool(device_));
 }

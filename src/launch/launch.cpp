@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "comm/devices.h"
 #include "launch/command_line.h"
 #include "launch/control_channel.h"
 #include "launch/rendezvous.h"
@@ -77,12 +78,9 @@ std::string own_address(const RankEnvironment& ranks, const LaunchOptions& optio
 
 comm::WorldOptions make_world_options(const RankEnvironment& ranks, const LaunchOptions& options) {
   comm::WorldOptions world;
-  world.device = options.device;
+  world.device = comm::detail::device_of_rank(options.device, ranks.local_rank, /*shared=*/false);
   world.makers = options.makers;
   world.ranks_on_machine = ranks.local_world_size;
-  if (world.device.is_cuda() && !world.device.has_index()) {
-    world.device.set_index(static_cast<c10::DeviceIndex>(ranks.local_rank));
-  }
   if (const auto timeout = options.timeout ? options.timeout : read_switches(process_environment()).timeout) {
     world.timeout = *timeout;
   }
@@ -111,6 +109,7 @@ Ranks join_job(const RankEnvironment& ranks, const LaunchOptions& options) {
   static const base::LogRank speaker(ranks.rank);
   set_num_threads(ranks, options.threads_per_rank);
   comm::WorldOptions world_options = make_world_options(ranks, options);
+  comm::detail::use_device(world_options.device);
   if (ranks.world_size == 1) {
     return {comm::make_single_world(world_options.device), ranks.source};
   }

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "comm/devices.h"
 #include "tessera/base/error.h"
 #include "tessera/base/log.h"
 #include "tessera/launch/failure.h"
@@ -69,6 +70,8 @@ void run_threads(int num_ranks, const ThreadOptions& options,
   check<ConfigError>(options.threads_per_rank >= 1, "run_threads: threads_per_rank={} is out of range (allowed: 1 or "
                      "more)", options.threads_per_rank);
   auto worlds = comm::make_thread_worlds(num_ranks, options.world);
+  // The ranks' streams do not wait for the caller's, where tensors that the body reads may still be under way.
+  comm::detail::finish_device(options.world.device);
   const int threads_before = at::get_num_threads();
   FirstFailure failure;
   std::vector<std::thread> threads;
@@ -77,6 +80,7 @@ void run_threads(int num_ranks, const ThreadOptions& options,
       try {
         const base::LogRank speaker(rank);
         prepare_thread(options.threads_per_rank);
+        const comm::detail::RankThread on_device(world->device());
         body(world);
       } catch (...) {
         // Recorded before the others are woken, so that none of their complaints can come first.
