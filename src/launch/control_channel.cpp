@@ -20,8 +20,7 @@ constexpr std::string_view kArrived = "arrived";
 constexpr std::string_view kFailed = "failed ";
 
 bool send_packet(int fd, std::string_view packet) noexcept {
-  return ::send(fd, packet.data(), packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT) ==
-         static_cast<ssize_t>(packet.size());
+  return ::send(fd, packet.data(), packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(packet.size());
 }
 
 /// A packet that is not ours is taken as a message without a kind: nothing that a rank says gets lost.

@@ -44,7 +44,8 @@ class VariableReader {
       }
       const auto number = detail::parse_integer(*value);
       if (!number || *number < low || *number > high) {
-        problem(fmt::format("{}={} {} (allowed: {})", name, *value, number ? "is out of range" : "is not a whole number",
+        problem(fmt::format("{}={} {} (allowed: {})", name, *value,
+                            number ? "is out of range" : "is not a whole number",
                             high == INT_MAX ? fmt::format("{} or more", low) : fmt::format("{} to {}", low, high)));
         return std::nullopt;
       }
@@ -67,9 +68,10 @@ class VariableReader {
 
   void throw_if_any(const char* launcher) const {
     if (!problems_.empty()) {
-      throw ConfigError(fmt::format("detecting ranks ({}): {}; start the program with `tessera run`, torchrun, srun or "
-                                    "mpirun, or unset these variables for a world of one",
-                                    launcher, fmt::join(problems_, "; ")));
+      throw ConfigError(
+          fmt::format("detecting ranks ({}): {}; start the program with `tessera run`, torchrun, srun or "
+                      "mpirun, or unset these variables for a world of one",
+                      launcher, fmt::join(problems_, "; ")));
     }
   }
 
@@ -86,8 +88,8 @@ void check_numbers(VariableReader& reader, const RankEnvironment& ranks, const c
     return;  // the local numbers may only repeat the mistake
   }
   if (ranks.local_world_size > ranks.world_size) {
-    reader.problem(fmt::format("{}={} exceeds {}={}", local_size_name, ranks.local_world_size, size_name,
-                               ranks.world_size));
+    reader.problem(
+        fmt::format("{}={} exceeds {}={}", local_size_name, ranks.local_world_size, size_name, ranks.world_size));
   }
   if (ranks.local_rank >= ranks.local_world_size) {
     reader.problem(fmt::format("{}={} does not fit {}={} (allowed: 0 to {})", local_rank_name, ranks.local_rank,
@@ -99,9 +101,7 @@ void check_numbers(VariableReader& reader, const RankEnvironment& ranks, const c
   }
 }
 
-bool is_loopback_name(std::string_view host) {
-  return host == "127.0.0.1" || host == "localhost" || host == "::1";
-}
+bool is_loopback_name(std::string_view host) { return host == "127.0.0.1" || host == "localhost" || host == "::1"; }
 
 int derived_port(VariableReader& reader, std::string_view job) {
   if (const auto named = reader.optional_integer({"MASTER_PORT"}, 1, 65535)) {
@@ -162,8 +162,9 @@ void set_mpi_master(VariableReader& reader, RankEnvironment& ranks, std::string_
   ranks.master_address = reader.text("MASTER_ADDR").value_or(ranks.on_one_machine() ? "127.0.0.1" : "");
   ranks.master_port = derived_port(reader, job);
   if (ranks.master_address.empty()) {
-    reader.problem("MASTER_ADDR is not set although ranks are on several machines (allowed: the host of rank 0, "
-                   "for instance mpirun -x MASTER_ADDR=HOST)");
+    reader.problem(
+        "MASTER_ADDR is not set although ranks are on several machines (allowed: the host of rank 0, "
+        "for instance mpirun -x MASTER_ADDR=HOST)");
   }
 }
 
@@ -216,7 +217,8 @@ int slurm_local_world_size(VariableReader& reader, int world_size, int num_nodes
     }
     return tasks.value_or(1);
   }
-  reader.problem("SLURM_TASKS_PER_NODE is not set although the job has several nodes (allowed: a list such as 4(x2),3)");
+  reader.problem(
+      "SLURM_TASKS_PER_NODE is not set although the job has several nodes (allowed: a list such as 4(x2),3)");
   return 1;
 }
 
@@ -227,7 +229,8 @@ RankEnvironment read_slurm(VariableReader& reader) {
   ranks.rank = reader.integer({because}, 0, INT_MAX, because);
   ranks.world_size = reader.integer({"SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"}, 1, kMaxRanks, because);
   const int num_nodes =
-      reader.optional_integer({"SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES"}, 1, kMaxRanks).value_or(1);
+      reader.optional_integer({"SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES"}, 1, kMaxRanks)
+          .value_or(1);
   if (ranks.world_size > 1) {
     ranks.local_rank = reader.integer({"SLURM_LOCALID"}, 0, INT_MAX, because);
     ranks.local_world_size = slurm_local_world_size(reader, ranks.world_size, num_nodes);
@@ -236,8 +239,8 @@ RankEnvironment read_slurm(VariableReader& reader) {
   if (ranks.world_size == 1) {
     return ranks;
   }
-  ranks.master_port = derived_port(reader, reader.text("SLURM_JOB_ID").value_or("") + "." +
-                                               reader.text("SLURM_STEP_ID").value_or(""));
+  ranks.master_port =
+      derived_port(reader, reader.text("SLURM_JOB_ID").value_or("") + "." + reader.text("SLURM_STEP_ID").value_or(""));
   if (const auto named = reader.text("MASTER_ADDR"); named || ranks.on_one_machine()) {
     ranks.master_address = named.value_or("127.0.0.1");
     return ranks;
@@ -284,9 +287,10 @@ std::string hint_without_ranks(const VariableReader& reader) {
   if (!reader.has("SLURM_JOB_ID") || tasks == "1") {
     return {};
   }
-  return fmt::format("this Slurm allocation has SLURM_NTASKS={} tasks, but the program was not started by srun; "
-                     "use srun, or --nproc N for ranks on this machine",
-                     tasks);
+  return fmt::format(
+      "this Slurm allocation has SLURM_NTASKS={} tasks, but the program was not started by srun; "
+      "use srun, or --nproc N for ranks on this machine",
+      tasks);
 }
 
 }  // namespace

@@ -52,9 +52,8 @@ JobFailure describe_death(const std::vector<RankRecord>& ranks, int first) {
 
 JobFailure describe_report(const std::vector<RankRecord>& ranks, int first) {
   const RankRecord& rank = ranks[static_cast<std::size_t>(first)];
-  auto same = ranks_where(ranks, [&](const RankRecord& other) {
-    return other.report && other.report->message == rank.report->message;
-  });
+  auto same = ranks_where(
+      ranks, [&](const RankRecord& other) { return other.report && other.report->message == rank.report->message; });
   auto message = fmt::format("{}: {}", format_ranks_of(same, static_cast<int>(ranks.size())), rank.report->message);
   return {.rank = first,
           .pid = rank.pid,

@@ -14,8 +14,8 @@ namespace {
 
 /// Variables that say "you are rank r" in an outer launcher's words, exact or as a prefix.
 constexpr std::array<std::string_view, 11> kOuterIdentity = {
-    "GROUP_RANK=", "ROLE_RANK=", "ROLE_WORLD_SIZE=",   "GROUP_WORLD_SIZE=", "TORCHELASTIC_", "OMPI_COMM_WORLD_",
-    "PMI_RANK=",   "PMI_SIZE=",  "MPI_LOCALNRANKS=",   "MPI_LOCALRANKID=",  "SLURM_PROCID="};
+    "GROUP_RANK=", "ROLE_RANK=", "ROLE_WORLD_SIZE=", "GROUP_WORLD_SIZE=", "TORCHELASTIC_", "OMPI_COMM_WORLD_",
+    "PMI_RANK=",   "PMI_SIZE=",  "MPI_LOCALNRANKS=", "MPI_LOCALRANKID=",  "SLURM_PROCID="};
 
 std::string_view name_of_variable(std::string_view variable) { return variable.substr(0, variable.find('=')); }
 

@@ -48,9 +48,7 @@ struct RunningRank {
 /// One job from its start to its end.
 class LocalJob {
  public:
-  LocalJob(const std::vector<std::string>& command, const JobOptions& options) : options_(options) {
-    start(command);
-  }
+  LocalJob(const std::vector<std::string>& command, const JobOptions& options) : options_(options) { start(command); }
 
   JobResult run() {
     while (num_running() > 0) {

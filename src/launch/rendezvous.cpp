@@ -140,9 +140,10 @@ std::string judge(c10d::Store& store, const Handshake& handshake) {
   if (different.empty()) {
     return {};
   }
-  return fmt::format("rendezvous: rank 0 has {} but rank {} has {} ({} rank(s) differ: {}); start every rank with the "
-                     "same program and configuration",
-                     example.first, different.front(), example.second, different.size(), format_rank_list(different));
+  return fmt::format(
+      "rendezvous: rank 0 has {} but rank {} has {} ({} rank(s) differ: {}); start every rank with the "
+      "same program and configuration",
+      example.first, different.front(), example.second, different.size(), format_rank_list(different));
 }
 
 }  // namespace

@@ -20,8 +20,7 @@ namespace tessera::launcher::detail {
 [[nodiscard]] std::string resolve(const std::string& host);
 
 /// Waits until `host`:`port` accepts connections; false at the deadline.
-[[nodiscard]] bool wait_for_listener(const std::string& host, int port,
-                                     std::chrono::steady_clock::time_point deadline);
+[[nodiscard]] bool wait_for_listener(const std::string& host, int port, std::chrono::steady_clock::time_point deadline);
 
 /// Address of a network interface such as "eth0". Throws ConfigError listing the interfaces when there is none.
 [[nodiscard]] std::string address_of_interface(const std::string& name);

@@ -69,11 +69,10 @@ TEST_P(GoodEnvironment, NamesTheRank) {
   EXPECT_EQ(found.hint, "");
 }
 
-const Table kSlurmTwoNodes = {{"SLURM_PROCID", "5"},      {"SLURM_NTASKS", "7"},
-                              {"SLURM_LOCALID", "1"},     {"SLURM_NODEID", "1"},
-                              {"SLURM_JOB_ID", "77"},     {"SLURM_STEP_ID", "0"},
-                              {"SLURM_JOB_NUM_NODES", "2"}, {"SLURM_TASKS_PER_NODE", "4,3"},
-                              {"SLURM_JOB_NODELIST", "node[07-08]"}};
+const Table kSlurmTwoNodes = {
+    {"SLURM_PROCID", "5"},        {"SLURM_NTASKS", "7"},           {"SLURM_LOCALID", "1"},
+    {"SLURM_NODEID", "1"},        {"SLURM_JOB_ID", "77"},          {"SLURM_STEP_ID", "0"},
+    {"SLURM_JOB_NUM_NODES", "2"}, {"SLURM_TASKS_PER_NODE", "4,3"}, {"SLURM_JOB_NODELIST", "node[07-08]"}};
 const Table kOpenMpi = {{"OMPI_COMM_WORLD_RANK", "1"},
                         {"OMPI_COMM_WORLD_SIZE", "2"},
                         {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
@@ -83,8 +82,7 @@ const Table kOpenMpi = {{"OMPI_COMM_WORLD_RANK", "1"},
 INSTANTIATE_TEST_SUITE_P(
     Launch, GoodEnvironment,
     testing::Values(
-        GoodCase{"Nothing", {}, {}},
-        GoodCase{"EmptyVariablesCountAsUnset", {{"RANK", ""}, {"WORLD_SIZE", ""}}, {}},
+        GoodCase{"Nothing", {}, {}}, GoodCase{"EmptyVariablesCountAsUnset", {{"RANK", ""}, {"WORLD_SIZE", ""}}, {}},
         GoodCase{"Torchrun", torchrun(3, 4), {RankSource::kTorchrun, 3, 4, 3, 4, "127.0.0.1"}},
         GoodCase{"TorchrunOnTwoMachines",
                  with(torchrun(5, 8), {{"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "4"}, {"MASTER_ADDR", "node1"}}),
@@ -93,7 +91,8 @@ INSTANTIATE_TEST_SUITE_P(
         GoodCase{"HandMadeOnLoopbackIsLocal",
                  {{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "localhost"}, {"MASTER_PORT", "1234"}},
                  {RankSource::kTorchrun, 1, 2, 1, 2, "localhost"}},
-        GoodCase{"OurLauncher", with(torchrun(1, 2), {{"TESSERA_STORE_FD", "5"}, {"TESSERA_CONTROL_FD", "6"}}),
+        GoodCase{"OurLauncher",
+                 with(torchrun(1, 2), {{"TESSERA_STORE_FD", "5"}, {"TESSERA_CONTROL_FD", "6"}}),
                  {RankSource::kTessera, 1, 2, 1, 2}},
         GoodCase{"TorchrunInsideOurLauncher",
                  with(torchrun(1, 2), {{"TESSERA_STORE_FD", "5"}, {"TORCHELASTIC_RUN_ID", "x"}}),
@@ -102,11 +101,10 @@ INSTANTIATE_TEST_SUITE_P(
                  {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"SLURM_LOCALID", "1"}},
                  {RankSource::kSlurm, 1, 2, 1, 2, "127.0.0.1"}},
         GoodCase{"SlurmMeetsOnItsFirstHost", kSlurmTwoNodes, {RankSource::kSlurm, 5, 7, 1, 3, "node07"}},
-        GoodCase{"SlurmFollowsMasterAddr", with(kSlurmTwoNodes, {{"MASTER_ADDR", "head"}}),
+        GoodCase{"SlurmFollowsMasterAddr",
+                 with(kSlurmTwoNodes, {{"MASTER_ADDR", "head"}}),
                  {RankSource::kSlurm, 5, 7, 1, 3, "head"}},
-        GoodCase{"SlurmBatchShellIsNoRank",
-                 {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}, {"SLURM_JOB_ID", "77"}},
-                 {}},
+        GoodCase{"SlurmBatchShellIsNoRank", {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}, {"SLURM_JOB_ID", "77"}}, {}},
         GoodCase{"OpenMpi", kOpenMpi, {RankSource::kOpenMpi, 1, 2, 1, 2, "127.0.0.1"}},
         GoodCase{"Mpich",
                  {{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", "1"}, {"MPI_LOCALNRANKS", "2"}},
@@ -118,7 +116,8 @@ INSTANTIATE_TEST_SUITE_P(
         GoodCase{"RankAndSlurmThatAgree",
                  with(torchrun(1, 2), {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"SLURM_LOCALID", "1"}}),
                  {RankSource::kTorchrun, 1, 2, 1, 2, "127.0.0.1"}},
-        GoodCase{"MpirunWhoseDaemonsSlurmStarted", with(kOpenMpi, {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}}),
+        GoodCase{"MpirunWhoseDaemonsSlurmStarted",
+                 with(kOpenMpi, {{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "1"}}),
                  {RankSource::kOpenMpi, 1, 2, 1, 2, "127.0.0.1"}}),
     [](const auto& test_case) { return test_case.param.name; });
 
@@ -156,7 +155,8 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"RankMissing", without(torchrun(0, 4), "RANK"), {"RANK is not set"}},
         BadCase{"OnlyLocalRank", {{"LOCAL_RANK", "0"}}, {"RANK is not set", "WORLD_SIZE is not set"}},
         BadCase{"LocalRankTooLarge", with(torchrun(0, 4), {{"LOCAL_RANK", "4"}}), {"LOCAL_RANK=4", "0 to 3"}},
-        BadCase{"LocalWorldLargerThanWorld", with(torchrun(0, 2), {{"LOCAL_WORLD_SIZE", "4"}}),
+        BadCase{"LocalWorldLargerThanWorld",
+                with(torchrun(0, 2), {{"LOCAL_WORLD_SIZE", "4"}}),
                 {"LOCAL_WORLD_SIZE=4", "WORLD_SIZE=2"}},
         BadCase{"LocalRankContradictsRank", with(torchrun(2, 4), {{"LOCAL_RANK", "1"}}), {"LOCAL_RANK=1", "RANK=2"}},
         BadCase{"LocalRankMissingOnSeveralMachines",
@@ -166,19 +166,24 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"MasterPortMissing", without(torchrun(0, 4), "MASTER_PORT"), {"MASTER_PORT is not set"}},
         BadCase{"MasterPortTooLarge", with(torchrun(0, 4), {{"MASTER_PORT", "70000"}}), {"MASTER_PORT=70000", "65535"}},
         BadCase{"SlurmWithoutSize", {{"SLURM_PROCID", "0"}}, {"SLURM_STEP_NUM_TASKS is not set", "SLURM_PROCID"}},
-        BadCase{"SlurmTasksPerNodeMalformed", with(kSlurmTwoNodes, {{"SLURM_TASKS_PER_NODE", "4(x"}}),
+        BadCase{"SlurmTasksPerNodeMalformed",
+                with(kSlurmTwoNodes, {{"SLURM_TASKS_PER_NODE", "4(x"}}),
                 {"SLURM_TASKS_PER_NODE=4(x", "node 1"}},
-        BadCase{"SlurmHostListMalformed", with(kSlurmTwoNodes, {{"SLURM_JOB_NODELIST", "node[07"}}),
+        BadCase{"SlurmHostListMalformed",
+                with(kSlurmTwoNodes, {{"SLURM_JOB_NODELIST", "node[07"}}),
                 {"SLURM_JOB_NODELIST=node[07"}},
-        BadCase{"OpenMpiWithoutLocalRank", without(kOpenMpi, "OMPI_COMM_WORLD_LOCAL_RANK"),
+        BadCase{"OpenMpiWithoutLocalRank",
+                without(kOpenMpi, "OMPI_COMM_WORLD_LOCAL_RANK"),
                 {"OMPI_COMM_WORLD_LOCAL_RANK is not set"}},
         BadCase{"OpenMpiOnSeveralMachinesWithoutAddress",
-                with(kOpenMpi, {{"OMPI_COMM_WORLD_SIZE", "4"}}), {"MASTER_ADDR is not set", "mpirun -x"}},
+                with(kOpenMpi, {{"OMPI_COMM_WORLD_SIZE", "4"}}),
+                {"MASTER_ADDR is not set", "mpirun -x"}},
         BadCase{"MpichWithoutLocalRank", {{"PMI_RANK", "1"}, {"PMI_SIZE", "2"}}, {"MPI_LOCALRANKID is not set"}},
         BadCase{"RankContradictsSlurm",
                 with(torchrun(0, 2), {{"SLURM_PROCID", "1"}, {"SLURM_NTASKS", "2"}, {"SLURM_LOCALID", "1"}}),
                 {"torchrun says rank 0 of 2", "Slurm says rank 1 of 2"}},
-        BadCase{"RankContradictsOpenMpi", with(kOpenMpi, with(torchrun(0, 4), {})),
+        BadCase{"RankContradictsOpenMpi",
+                with(kOpenMpi, with(torchrun(0, 4), {})),
                 {"torchrun says rank 0 of 4", "Open MPI says rank 1 of 2"}}),
     [](const auto& test_case) { return test_case.param.name; });
 
@@ -189,8 +194,8 @@ TEST(DetectRanks, SlurmAllocationWithoutStepGivesAHint) {
 }
 
 TEST(DetectRanks, AgentStoreAndAttemptComeFromTorchrun) {
-  const auto found = detect_ranks(lookup_in(with(
-      torchrun(0, 2), {{"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RESTART_COUNT", "3"}})));
+  const auto found = detect_ranks(
+      lookup_in(with(torchrun(0, 2), {{"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RESTART_COUNT", "3"}})));
   EXPECT_TRUE(found.launcher_hosts_store);
   EXPECT_EQ(found.restart_count, 3);
   EXPECT_EQ(found.master_port, 29500);
@@ -198,8 +203,8 @@ TEST(DetectRanks, AgentStoreAndAttemptComeFromTorchrun) {
 
 TEST(DetectRanks, RanksOfOneMpiJobDeriveTheSamePort) {
   const auto one = detect_ranks(lookup_in(kOpenMpi));
-  const auto other = detect_ranks(
-      lookup_in(with(kOpenMpi, {{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}})));
+  const auto other =
+      detect_ranks(lookup_in(with(kOpenMpi, {{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}})));
   EXPECT_EQ(one.master_port, other.master_port);
   EXPECT_GE(one.master_port, 1024);
 }
@@ -220,9 +225,9 @@ TEST(ReadSwitches, VariablesAreFollowed) {
 }
 
 TEST(ReadSwitches, RefusesWhatIsNoSwitchOrTime) {
-  for (const Table& table : {Table{{"TESSERA_STRICT", "yes"}}, Table{{"TESSERA_TIMEOUT", "soon"}},
-                             Table{{"TESSERA_TIMEOUT", "0"}}, Table{{"TESSERA_TIMEOUT", "-1"}},
-                             Table{{"TESSERA_TIMEOUT", "nan"}}, Table{{"TESSERA_TIMEOUT", "1e99"}}}) {
+  for (const Table& table :
+       {Table{{"TESSERA_STRICT", "yes"}}, Table{{"TESSERA_TIMEOUT", "soon"}}, Table{{"TESSERA_TIMEOUT", "0"}},
+        Table{{"TESSERA_TIMEOUT", "-1"}}, Table{{"TESSERA_TIMEOUT", "nan"}}, Table{{"TESSERA_TIMEOUT", "1e99"}}}) {
     EXPECT_THROW((void)read_switches(lookup_in(table)), ConfigError) << table.begin()->second;
   }
 }

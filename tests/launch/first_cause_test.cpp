@@ -14,12 +14,18 @@ using std::chrono::milliseconds;
 const auto kStart = std::chrono::steady_clock::time_point(milliseconds(1000));
 
 RankRecord said(const std::string& kind, const std::string& message, int at_ms, int exit_code = kExitFailed) {
-  return {.pid = 1, .arrived = true, .report = FailureReport{kind, message, exit_code}, .end = ProcessEnd{exit_code, 0},
+  return {.pid = 1,
+          .arrived = true,
+          .report = FailureReport{kind, message, exit_code},
+          .end = ProcessEnd{exit_code, 0},
           .failed_at = kStart + milliseconds(at_ms)};
 }
 
 RankRecord died(int signal, int exit_code, int at_ms, bool arrived = true) {
-  return {.pid = 7, .arrived = arrived, .report = {}, .end = ProcessEnd{exit_code, signal},
+  return {.pid = 7,
+          .arrived = arrived,
+          .report = {},
+          .end = ProcessEnd{exit_code, signal},
           .failed_at = kStart + milliseconds(at_ms)};
 }
 
@@ -41,8 +47,8 @@ TEST(FirstCause, AmongOwnMistakesTheEarliestCounts) {
 }
 
 TEST(FirstCause, EqualMessagesAreOneWithAListOfRanks) {
-  const auto result = find_first_cause({said("config", "bad lr", 3, 2), said("config", "bad lr", 2, 2), running(),
-                                        said("config", "bad lr", 4, 2)});
+  const auto result = find_first_cause(
+      {said("config", "bad lr", 3, 2), said("config", "bad lr", 2, 2), running(), said("config", "bad lr", 4, 2)});
   EXPECT_EQ(result.exit_code, kExitConfig);
   EXPECT_EQ(result.first_failure->rank, 1);
   EXPECT_EQ(result.first_failure->ranks, (std::vector<int>{0, 1, 3}));

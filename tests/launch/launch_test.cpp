@@ -33,8 +33,9 @@ TEST(Launch, PrintsTheFirstCauseOnceOn4Ranks) {
   const auto result = run_shell(kProgram + " config --nproc=4");
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_EQ(count_of(result.output, "tessera: error: "), 1) << result.output;
-  EXPECT_EQ(count_of(result.output, "tessera: error: ranks 0-3 of 4: heads=12 cannot be split over tp=8; choose a tp "
-                                    "that divides 12\n"),
+  EXPECT_EQ(count_of(result.output,
+                     "tessera: error: ranks 0-3 of 4: heads=12 cannot be split over tp=8; choose a tp "
+                     "that divides 12\n"),
             1)
       << result.output;
 }
@@ -63,6 +64,12 @@ TEST(Launch, RefusesAFlagThatContradictsTheLauncher) {
       << result.output;
 }
 
+TEST(Launch, HandsTheTransportToItsRanksOn2Ranks) {
+  const auto result = run_shell(kProgram + " --transport gloo source --nproc 2");
+  EXPECT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_EQ(count_of(result.output, "tessera run gloo\n"), 2) << result.output;
+}
+
 TEST(Launch, RefusesAnUnknownTransport) {
   const auto result = run_shell(kProgram + " succeed --nproc 2 --transport pigeon");
   EXPECT_EQ(result.exit_code, 2);
@@ -76,8 +83,8 @@ test::ShellResult run_two(const std::string& common, const std::string& first, c
 }
 
 TEST(Launch, MeetsThroughMasterAddrUnderTorchrunsVariablesOn2Ranks) {
-  const auto common = fmt::format("WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={}",
-                                  detail::find_free_port());
+  const auto common =
+      fmt::format("WORLD_SIZE=2 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT={}", detail::find_free_port());
   const auto result = run_two(common, "RANK=0 LOCAL_RANK=0", "RANK=1 LOCAL_RANK=1");
   EXPECT_EQ(result.exit_code, 0) << result.output;
   EXPECT_EQ(count_of(result.output, "torchrun shm\n"), 2) << result.output;
@@ -85,8 +92,8 @@ TEST(Launch, MeetsThroughMasterAddrUnderTorchrunsVariablesOn2Ranks) {
 }
 
 TEST(Launch, MeetsUnderOpenMpisVariablesOn2Ranks) {
-  const auto common = fmt::format("OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 MASTER_PORT={}",
-                                  detail::find_free_port());
+  const auto common =
+      fmt::format("OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_LOCAL_SIZE=2 MASTER_PORT={}", detail::find_free_port());
   const auto result = run_two(common, "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_LOCAL_RANK=0",
                               "OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_LOCAL_RANK=1");
   EXPECT_EQ(result.exit_code, 0) << result.output;

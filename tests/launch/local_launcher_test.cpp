@@ -127,8 +127,9 @@ TEST(LocalJob, EndsWhatRanksStartedThemselves) {
 }
 
 TEST(LocalJob, KillsRanksThatIgnoreTheRequestToEnd) {
-  const JobResult result = run_local_job({"sh", "-c", "trap '' TERM; test $RANK = 0 && exit 7; while :; do sleep 1; done"},
-                                         {.num_ranks = 2, .stop_grace = std::chrono::milliseconds(100)});
+  const JobResult result =
+      run_local_job({"sh", "-c", "trap '' TERM; test $RANK = 0 && exit 7; while :; do sleep 1; done"},
+                    {.num_ranks = 2, .stop_grace = std::chrono::milliseconds(100)});
   EXPECT_EQ(result.first_failure->rank, 0);
 }
 

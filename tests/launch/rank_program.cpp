@@ -41,9 +41,7 @@ int add_up(const tessera::comm::Communicator& group) {
 }
 
 /// The rank of the launcher's variables before launch() was called.
-bool is_rank(int rank) {
-  return tessera::launcher::process_environment()("RANK") == std::to_string(rank);
-}
+bool is_rank(int rank) { return tessera::launcher::process_environment()("RANK") == std::to_string(rank); }
 
 /// Called while the others are already waiting in a collective.
 int misbehave(const std::string& mode) {
@@ -56,7 +54,12 @@ int misbehave(const std::string& mode) {
   return 4;
 }
 
-int run(int argc, char** argv, const std::string& mode, int bad_rank) {
+std::string mode_of(int argc, char** argv) { return argc > 1 ? argv[1] : "none"; }
+int bad_rank_of(int argc, char** argv) { return argc > 2 ? std::atoi(argv[2]) : -1; }
+
+int run(int argc, char** argv) {
+  std::string mode = mode_of(argc, argv);
+  int bad_rank = bad_rank_of(argc, argv);
   if (mode == "kill-early" && is_rank(bad_rank)) {
     std::this_thread::sleep_for(std::chrono::milliseconds(300));
     std::raise(SIGKILL);
@@ -64,10 +67,13 @@ int run(int argc, char** argv, const std::string& mode, int bad_rank) {
   tessera::LaunchOptions options;
   if (mode == "mismatch") options.agree_on["config"] = is_rank(bad_rank) ? "b" : "a";
   const Ranks ranks = tessera::launch(argc, argv, options);
+  mode = mode_of(argc, argv);  // launch's own flags may have stood in front
+  bad_rank = bad_rank_of(argc, argv);
   if (argc > 3) leave_pid(argv[3]);
   if (mode == "config") throw tessera::ConfigError("heads=12 cannot be split over tp=8; choose a tp that divides 12");
   if (mode == "sleep") std::this_thread::sleep_for(std::chrono::minutes(10));
-  if (mode == "arguments") fmt::print("argc={} last={} rank={} of {}\n", argc, argv[argc - 1], ranks.rank(), ranks.size());
+  if (mode == "arguments")
+    fmt::print("argc={} last={} rank={} of {}\n", argc, argv[argc - 1], ranks.rank(), ranks.size());
   if (mode == "source") fmt::print("{} {}\n", tessera::launcher::name_of(ranks.source()), ranks.world()->transport());
   const auto group = everyone(ranks);
   if (bad_rank >= 0 && ranks.rank() == bad_rank) return misbehave(mode);
@@ -77,14 +83,9 @@ int run(int argc, char** argv, const std::string& mode, int bad_rank) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // The launcher's own flags may stand anywhere; the mode is the first other word.
-  std::string mode = "none";
-  int bad_rank = -1;
-  if (argc > 1) mode = argv[1];
-  if (argc > 2) bad_rank = std::atoi(argv[2]);
-  if (mode == "unguarded") {
+  if (mode_of(argc, argv) == "unguarded") {
     const Ranks ranks = tessera::launch(argc, argv);
     throw tessera::ConfigError("nobody catches this");
   }
-  return tessera::launcher::guarded_main([&] { return run(argc, argv, mode, bad_rank); });
+  return tessera::launcher::guarded_main([&] { return run(argc, argv); });
 }

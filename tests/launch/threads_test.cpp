@@ -88,9 +88,8 @@ TEST(RunThreads, AFailureBeforeTheFirstGroupWakesRanksThatMakeItOn3Ranks) {
 TEST(RunThreads, ExceptionsOfOthersBecomeErrorsWithoutStackTrace) {
   EXPECT_EQ(message_of<Error>([] { run_threads(1, {}, [](const WorldPtr&) { throw std::logic_error("odd"); }); }),
             "rank 0 of 1: odd");
-  const auto torch = message_of<Error>([] {
-    run_threads(1, {}, [](const WorldPtr&) { at::ones({2}).add_(at::ones({3})); });
-  });
+  const auto torch =
+      message_of<Error>([] { run_threads(1, {}, [](const WorldPtr&) { at::ones({2}).add_(at::ones({3})); }); });
   EXPECT_EQ(torch.find("rank 0 of 1: "), 0U) << torch;
   EXPECT_EQ(torch.find("frame #"), std::string::npos) << torch;
 }

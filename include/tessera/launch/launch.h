@@ -19,8 +19,7 @@ namespace tessera {
 /// This process' view of the job. Copies refer to the same world.
 class Ranks {
  public:
-  Ranks(std::shared_ptr<comm::World> world, launcher::RankSource source)
-      : world_(std::move(world)), source_(source) {}
+  Ranks(std::shared_ptr<comm::World> world, launcher::RankSource source) : world_(std::move(world)), source_(source) {}
 
   [[nodiscard]] int rank() const noexcept { return world_->rank(); }
   [[nodiscard]] int size() const noexcept { return world_->size(); }
