@@ -16,7 +16,7 @@ struct Row {
   Command (*add)(CLI::App&, const Invocation&);
 };
 
-constexpr Row kCommands[] = {{"train", add_train}, {"verify", add_verify}, {"run", add_run}};
+constexpr Row kCommands[] = {{"train", add_train}, {"verify", add_verify}, {"bench", add_bench}, {"run", add_run}};
 
 /// Words that may follow a command: its flags, or the commands themselves.
 std::vector<std::string> known_words(const CLI::App& app) {
@@ -28,16 +28,31 @@ std::vector<std::string> known_words(const CLI::App& app) {
   return words;
 }
 
+/// The command that the words led to, with its subcommands: "tessera bench op".
+struct Chosen {
+  const CLI::App* app;
+  std::string words;
+};
+
+Chosen chosen_command(const CLI::App& root) {
+  Chosen chosen{&root, "tessera"};
+  while (!chosen.app->get_subcommands().empty()) {
+    chosen.app = chosen.app->get_subcommands().front();
+    chosen.words += " " + chosen.app->get_name();
+  }
+  return chosen;
+}
+
 /// CLI11 says what it did not expect; add what was probably meant.
-[[noreturn]] void refuse_extra(const CLI::App& app, const std::string& word) {
-  const auto chosen = app.get_subcommands();
-  const CLI::App& context = chosen.empty() ? app : *chosen.front();
-  const std::string kind = word.starts_with("-") ? "flag" : chosen.empty() ? "command" : "argument";
+[[noreturn]] void refuse_extra(const CLI::App& root) {
+  const auto [app, words] = chosen_command(root);
+  const std::string word = app->remaining().front();
+  const bool has_commands = !app->get_subcommands({}).empty();
+  const std::string kind = word.starts_with("-") ? "flag" : has_commands ? "command" : "argument";
   const std::string flag = word.substr(0, word.find('='));
   throw ConfigError(fmt::format("{} \"{}\" is not known{}; did you mean \"{}\"? `{} --help` lists all", kind, flag,
-                                chosen.empty() ? "" : " to " + context.get_name(),
-                                base::nearest_word(flag, known_words(context)),
-                                chosen.empty() ? "tessera" : "tessera " + context.get_name()));
+                                app == &root ? "" : " to " + app->get_name(), base::nearest_word(flag, known_words(*app)),
+                                words));
 }
 
 int run(int argc, char** argv) {
@@ -55,8 +70,7 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ExtrasError&) {
-    const auto chosen = app.get_subcommands();
-    refuse_extra(app, chosen.empty() ? app.remaining().front() : chosen.front()->remaining().front());
+    refuse_extra(app);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error, std::cout, std::cerr);
     throw ConfigError(error.what());

@@ -2,23 +2,39 @@
 // `tessera train`: the main job.
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 
 #include "cli/commands.h"
 #include "cli/rank_job.h"
+#include "cli/rank_session.h"
 #include "tessera/base/error.h"
 #include "tessera/base/log.h"
-#include "tessera/launch/environment.h"
 #include "tessera/train/trainer.h"
 
 namespace tessera::cli {
 namespace {
 
+/// The folder of --out, made if it is missing, with the resolved configuration in it. Returns where the metrics go;
+/// empty without --out.
+std::string open_run_folder(const train::TrainConfig& config) {
+  if (config.out.empty()) return {};
+  const std::filesystem::path folder(config.out);
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  std::ofstream file(folder / "config.toml");
+  file << train::format_toml(config) << std::flush;
+  check<FileError>(file.good(), "out = \"{}\": the folder cannot be written; name one that can", config.out);
+  return (folder / "metrics.jsonl").string();
+}
+
 /// Everything rank 0 tells people and programs.
 class Report {
  public:
-  Report(const JobFlags& flags, const train::Session& session)
+  Report(const JobFlags& flags, const train::TrainConfig& config, const train::Session& session)
       : json_(flags.json),
+        run_file_(open_run_folder(config)),
         unit_(session.workload().unit),
         progress_(std::cerr, {.steps = session.num_steps(), .terminal = ::isatty(STDERR_FILENO) != 0, .unit = unit_}) {}
 
@@ -26,18 +42,18 @@ class Report {
     return {.step =
                 [this](const train::StepRecord& record) {
                   progress_.step(record);
-                  json_.write(train::format_json(record, unit_));
+                  write(train::format_json(record, unit_));
                 },
             .evaluation =
                 [this](const train::EvalRecord& record) {
                   progress_.evaluation(record);
-                  json_.write(train::format_json(record));
+                  write(train::format_json(record));
                 }};
   }
 
   void finish(const train::SummaryRecord& summary, bool json_on_stdout) {
     progress_.finish();
-    json_.write(train::format_json(summary));
+    write(train::format_json(summary));
     if (json_on_stdout) return;
     std::cout << fmt::format("{} parameters on {}: loss {:.4f} after {} steps, {:.1f} ms a step, {:.0f} {}/s\n", summary.params,
                              summary.mesh, summary.final_loss, summary.steps, summary.ms_median, summary.throughput,
@@ -48,29 +64,22 @@ class Report {
   }
 
  private:
+  void write(const std::string& line) {
+    json_.write(line);
+    run_file_.write(line);
+  }
+
   train::JsonLines json_;
+  train::JsonLines run_file_;
   std::string unit_;
   train::Progress progress_;
 };
 
 void train_rank(const JobFlags& flags, const train::TrainConfig& config, const std::shared_ptr<comm::World>& world) {
-  std::optional<Mesh> mesh;
-  const bool strict = launcher::read_switches(launcher::process_environment()).strict;
-  if (!config.mesh.empty()) mesh.emplace(world, axes_of(config, world->size()), MeshOptions{.strict = strict});
-  check<ConfigError>(mesh || world->size() == 1, "{} ranks, but no mesh; say how they are laid out, for instance --mesh dp={}",
-                     world->size(), world->size());
-  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
-  const auto data = std::make_shared<const train::Dataset>(
-      train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));
-  train::Session session(config, data, mesh);
+  train::Session session = make_session(config, world);
   const bool reports = world->rank() == 0;
-  if (reports) {
-    base::info("{}: {} parameters, {}; mesh {} over {}", config.model.name,
-               train::count_parameters(*session.workload().module), data->description,
-               mesh ? mesh->to_string() : "none", world->transport());
-  }
   std::optional<Report> report;
-  if (reports) report.emplace(flags, session);
+  if (reports) report.emplace(flags, config, session);
   const train::SummaryRecord summary = train::train(session, config, reports ? report->sinks() : train::Sinks{});
   if (reports) report->finish(summary, flags.json == "-");
   if (!config.dump_weights.empty()) {
