@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# What `make bench` measures, after set-up and build: JSON lines on stdout.
+# What `make bench` measures, after set-up and build; arguments go to tools/bench.py (--help lists them).
 set -euo pipefail
-cd "$(dirname "$0")/.."
-build/release/bin/tessera bench op --json -
-build/release/bin/tessera bench collectives --json -
+exec python3 "$(dirname "$0")/bench.py" "$@"
