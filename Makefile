@@ -2,6 +2,7 @@
 # Short names for set-up, build, demo, test and bench. The build itself is CMake: see CMakePresets.json.
 #
 #   TESSERA_TORCH=/path/to/torch   build against this LibTorch
+#   BENCH_FLAGS=--quick            see tools/bench.py --help
 #   JOBS=2                         compilers and tests at once; each compiler needs about 2 GB
 JOBS ?= 2
 PRESET ?= release
@@ -27,8 +28,8 @@ demo: build ## trains a small model on several local ranks
 test: build ## every test but those that need a GPU
 	@ctest --preset $(PRESET) -j $(JOBS)
 
-bench: build ## measurements, as JSON lines
-	@tools/bench.sh
+bench: build ## measurements, beside PyTorch and MPI where TESSERA_PEERS names them
+	@tools/bench.sh $(BENCH_FLAGS)
 
 format: ## formats every tracked C++ file with the pinned clang-format
 	@tools/format.sh
