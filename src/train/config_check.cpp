@@ -31,7 +31,8 @@ void check_model(const ModelConfig& model, Problems& problems) {
 
 void check_data(const TrainConfig& config, Problems& problems) {
   if (config.data.order == "sequential" && config.eval_every > 0) {
-    problems.emplace_back("eval_every", "data.order = \"sequential\" holds no data out to evaluate on; set eval_every = 0");
+    problems.emplace_back("eval_every",
+                          "data.order = \"sequential\" holds no data out to evaluate on; set eval_every = 0");
   }
   if (config.data.source.empty()) return;
   try {
@@ -57,8 +58,10 @@ void check_mesh(const TrainConfig& config, Problems& problems) {
     problems.emplace_back("mesh", error.what());
   }
   if (config.batch < replicas) {
-    problems.emplace_back("batch", fmt::format("{} samples do not reach all {} data-parallel ranks of mesh \"{}\"; take "
-                                               "at least {}", config.batch, replicas, config.mesh, replicas));
+    problems.emplace_back("batch",
+                          fmt::format("{} samples do not reach all {} data-parallel ranks of mesh \"{}\"; take "
+                                      "at least {}",
+                                      config.batch, replicas, config.mesh, replicas));
   }
 }
 

@@ -12,6 +12,8 @@ constexpr double kMaxCount = 1e15;
 // A function from the tree to one member, as the table stores it.
 #define TESSERA_MEMBER(path) +[](TrainConfig& config) -> decltype((config.path)) { return config.path; }
 
+// One row per line or two is what makes this a table.
+// clang-format off
 std::vector<ConfigField> make_fields() {
   return {
       {"model.name", "model", TESSERA_MEMBER(model.name), "model to train", "", model_names()},
@@ -28,7 +30,7 @@ std::vector<ConfigField> make_fields() {
        kMaxSize},
       {"model.tie", "tie", TESSERA_MEMBER(model.tie), "gpt: output and token embedding share one parameter", "", {}},
       {"data.source", "data", TESSERA_MEMBER(data.source),
-       "digits | text | text:FILE_OR_FOLDER | csv:FILE | synthetic; empty: text for gpt, digits for the others", "", {}},
+       "digits | text | text:FILE_OR_FOLDER | csv:FILE | synthetic; empty: text for gpt, else digits", "", {}},
       {"data.order", "data-order", TESSERA_MEMBER(data.order), "order of the samples; sequential holds nothing out", "",
        {"shuffled", "sequential"}},
       {"data.digits_file", "digits-file", TESSERA_MEMBER(data.digits_file),
@@ -36,7 +38,8 @@ std::vector<ConfigField> make_fields() {
       {"plan.file", "plan", TESSERA_MEMBER(plan.file), "plan file; empty: the model's standard plan", "", {}},
       {"optimizer.name", "optimizer", TESSERA_MEMBER(optimizer.name), "update rule", "", {"adamw", "adam", "sgd"}},
       {"optimizer.lr", "lr", TESSERA_MEMBER(optimizer.lr), "learning rate", "", {}, 0, 1e6},
-      {"optimizer.weight_decay", "weight-decay", TESSERA_MEMBER(optimizer.weight_decay), "weight decay", "", {}, 0, 1e6},
+      {"optimizer.weight_decay", "weight-decay", TESSERA_MEMBER(optimizer.weight_decay), "weight decay", "", {}, 0,
+       1e6},
       {"optimizer.momentum", "momentum", TESSERA_MEMBER(optimizer.momentum), "momentum, sgd only", "", {}, 0, 1},
       {"optimizer.clip", "clip", TESSERA_MEMBER(optimizer.clip), "largest global gradient norm; 0: no clipping", "", {},
        0, 1e30},
@@ -60,6 +63,7 @@ std::vector<ConfigField> make_fields() {
       {"out", "out", TESSERA_MEMBER(out), "folder for metrics, configuration and reports", "", {}},
   };
 }
+// clang-format on
 
 #undef TESSERA_MEMBER
 

@@ -25,7 +25,8 @@ std::string format_json(const TrainConfig& config) {
   Json root = Json::object();
   for (const auto& field : config_fields()) {
     const auto dot = field.key.find('.');
-    auto& place = dot == std::string::npos ? root[field.key] : root[field.key.substr(0, dot)][field.key.substr(dot + 1)];
+    auto& place =
+        dot == std::string::npos ? root[field.key] : root[field.key.substr(0, dot)][field.key.substr(dot + 1)];
     std::visit([&](const auto& plain) { place = plain; }, load_value(field, config));
   }
   return root.dump(-1, ' ', false, Json::error_handler_t::replace);

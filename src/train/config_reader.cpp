@@ -70,8 +70,8 @@ void ConfigReader::read_file(const std::filesystem::path& path) {
   }
   const auto num_bytes = std::filesystem::file_size(path, error);
   if (error || num_bytes > kMaxFileBytes) {
-    problems_.push_back(fmt::format("{}: the file has {} bytes; a configuration has at most {}", name, num_bytes,
-                                    kMaxFileBytes));
+    problems_.push_back(
+        fmt::format("{}: the file has {} bytes; a configuration has at most {}", name, num_bytes, kMaxFileBytes));
     return;
   }
   std::ifstream file(path, std::ios::binary);
@@ -150,7 +150,8 @@ TrainConfig ConfigReader::finish() const {
   };
   for (const auto& [key, problem] : find_contradictions(config_)) report(key, problem);
   if (config_.epochs > 0 && is_set("steps")) {
-    report("steps", fmt::format("epochs = {} is set as well and would replace it; set only one of them", config_.epochs));
+    report("steps",
+           fmt::format("epochs = {} is set as well and would replace it; set only one of them", config_.epochs));
   }
   check<ConfigError>(problems.empty(), "{}", fmt::join(problems, "\n"));
   return config_;

@@ -95,8 +95,9 @@ TEST(ConfigReader, RefusesBadAssignmentsAndFiles) {
   };
   EXPECT_NE(refuse([](ConfigReader& reader) { reader.assign("batch", "--set"); }).find("write section.key=value"),
             std::string::npos);
-  EXPECT_NE(refuse([](ConfigReader& reader) { reader.set("steps", "1e99", "--steps"); })
-                .find("--steps: steps = \"1e99\"; allowed: an integer"),
+  EXPECT_NE(refuse([](ConfigReader& reader) {
+              reader.set("steps", "1e99", "--steps");
+            }).find("--steps: steps = \"1e99\"; allowed: an integer"),
             std::string::npos);
   EXPECT_NE(refuse([](ConfigReader& reader) { reader.set("model.sizes", "1,,2", "--sizes"); }).find("list of integers"),
             std::string::npos);

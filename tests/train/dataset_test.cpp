@@ -16,9 +16,7 @@ namespace {
 
 constexpr InputSpec kTinyText{InputKind::kTokens, 4, 256};
 
-Samples counting(std::int64_t count) {
-  return {torch::arange(count).view({count, 1}), torch::arange(count)};
-}
+Samples counting(std::int64_t count) { return {torch::arange(count).view({count, 1}), torch::arange(count)}; }
 
 std::multiset<std::int64_t> targets(const Samples& samples) {
   const auto values = samples.slice(0, samples.size()).target;
@@ -127,8 +125,9 @@ TEST(Text, JoinsTheRegularFilesOfAFolderByName) {
 TEST(Text, RefusesWhatIsNoText) {
   const TemporaryFolder folder;
   const auto load = [](const std::string& path, std::int64_t vocab = 256) {
-    return message_of<FileError>(
-        [&] { (void)load_dataset({"text:" + path, "shuffled", ""}, {InputKind::kTokens, 4, vocab}, 0); });
+    return message_of<FileError>([&] {
+      (void)load_dataset({"text:" + path, "shuffled", ""}, {InputKind::kTokens, 4, vocab}, 0);
+    });
   };
   const struct {
     std::string path;
@@ -207,8 +206,9 @@ TEST(Csv, RefusesMalformedRowsNamingTheLine) {
   };
   for (const auto& row : cases) {
     const auto file = folder.write("bad.csv", row.text);
-    const auto message = message_of<FileError>(
-        [&] { (void)load_dataset({"csv:" + file, "shuffled", ""}, {InputKind::kVector, 2, 2}, 0); });
+    const auto message = message_of<FileError>([&] {
+      (void)load_dataset({"csv:" + file, "shuffled", ""}, {InputKind::kVector, 2, 2}, 0);
+    });
     EXPECT_NE(message.find(row.says), std::string::npos) << message;
     EXPECT_NE(message.find(file), std::string::npos) << message;
   }
@@ -233,8 +233,9 @@ TEST(Dataset, RefusesASourceThatDoesNotFitTheModel) {
       {"csv:" + two_numbers, {InputKind::kImage, 8, 10}, "2 numbers per sample make no square image"},
   };
   for (const auto& row : cases) {
-    const auto message =
-        message_of<ConfigError>([&] { (void)load_dataset({row.source, "shuffled", ""}, row.input, 0); });
+    const auto message = message_of<ConfigError>([&] {
+      (void)load_dataset({row.source, "shuffled", ""}, row.input, 0);
+    });
     EXPECT_NE(message.find(row.says), std::string::npos) << message;
   }
 }

@@ -74,11 +74,11 @@ TEST(Cnn, RefusesChannelsThatDoNotMakeFourGroups) {
 TEST(Gpt, NamesItsParametersAfterItsBlocks) {
   const auto model = build_gpt({.layers = 1, .hidden = 8, .heads = 2, .vocab = 11, .seq_len = 6});
   EXPECT_EQ(names_of(*model),
-            (std::vector<std::string>{
-                "embed.tok.weight", "embed.pos.weight", "block0.ln1.weight", "block0.ln1.bias", "block0.qkv.weight",
-                "block0.qkv.bias", "block0.proj.weight", "block0.proj.bias", "block0.ln2.weight", "block0.ln2.bias",
-                "block0.up.weight", "block0.up.bias", "block0.down.weight", "block0.down.bias", "head.norm.weight",
-                "head.norm.bias", "head.out.weight"}));
+            (std::vector<std::string>{"embed.tok.weight", "embed.pos.weight", "block0.ln1.weight", "block0.ln1.bias",
+                                      "block0.qkv.weight", "block0.qkv.bias", "block0.proj.weight", "block0.proj.bias",
+                                      "block0.ln2.weight", "block0.ln2.bias", "block0.up.weight", "block0.up.bias",
+                                      "block0.down.weight", "block0.down.bias", "head.norm.weight", "head.norm.bias",
+                                      "head.out.weight"}));
 }
 
 TEST(Gpt, HasTheParametersOfItsFormula) {

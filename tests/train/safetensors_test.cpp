@@ -97,7 +97,8 @@ TEST(Safetensors, RefusesMalformedFilesEachWithItsOwnMessage) {
       {file_bytes("{}x", 0), "not valid JSON"},
       {file_bytes("{\"\xFF\":{}}", 0), "not valid JSON"},
       {file_bytes("{}", 4), "end at byte 0 of the data, but the file holds 4"},
-      {file_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{}})", 4), "\"a\": the name comes twice"},
+      {file_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{}})", 4),
+       "\"a\": the name comes twice"},
       {file_bytes(R"({"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4),
        "field dtype comes twice"},
       {file_bytes(R"({"a":{"dtype":"F32","shape":[1]}})", 4), "field data_offsets is missing"},
@@ -117,7 +118,8 @@ TEST(Safetensors, RefusesMalformedFilesEachWithItsOwnMessage) {
       {file_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4,8]}})", 4), "has 3 numbers, not 2"},
       {file_bytes(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8), "4 bytes before it belong to no"},
       {file_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
-                  R"("b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8),
+                  R"("b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+                  8),
        "\"b\": its data begin at byte 4, inside the tensor before it, which ends at 8"},
       {file_bytes(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8), "takes 12 bytes, data_offsets give"},
       {file_bytes(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 4), "end at byte 8 of the data, but"},
@@ -197,11 +199,15 @@ TEST(Weights, RefusesAnyDifferenceAndChangesNothing) {
     return message;
   };
   using Tensors = std::vector<NamedTensor>;
-  EXPECT_NE(refuse([](Tensors& t) { t.pop_back(); }).find("layer1.linear.bias: missing in the file"), std::string::npos);
-  EXPECT_NE(refuse([](Tensors& t) { t.push_back({"more", torch::ones({1})}); }).find("more: not in the model"),
+  EXPECT_NE(refuse([](Tensors& t) { t.pop_back(); }).find("layer1.linear.bias: missing in the file"),
             std::string::npos);
-  EXPECT_NE(refuse([](Tensors& t) { t[1].tensor = torch::ones({5}); })
-                .find("layer0.linear.bias: shape [5] in the file, [4] in the model"),
+  EXPECT_NE(refuse([](Tensors& t) {
+              t.push_back({"more", torch::ones({1})});
+            }).find("more: not in the model"),
+            std::string::npos);
+  EXPECT_NE(refuse([](Tensors& t) {
+              t[1].tensor = torch::ones({5});
+            }).find("layer0.linear.bias: shape [5] in the file, [4] in the model"),
             std::string::npos);
   EXPECT_NE(refuse([](Tensors& t) { t[1].tensor = t[1].tensor.to(torch::kFloat64); }).find("F64 in the file, F32"),
             std::string::npos);

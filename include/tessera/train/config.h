@@ -98,9 +98,9 @@ struct TrainConfig {
 };
 
 /// Where a field lives: a function from the tree to the member, whose type is the field's type.
-using ConfigMember = std::variant<std::string& (*)(TrainConfig&), std::int64_t& (*)(TrainConfig&),
-                                  double& (*)(TrainConfig&), bool& (*)(TrainConfig&),
-                                  std::vector<std::int64_t>& (*)(TrainConfig&)>;
+using ConfigMember =
+    std::variant<std::string& (*)(TrainConfig&), std::int64_t& (*)(TrainConfig&), double& (*)(TrainConfig&),
+                 bool& (*)(TrainConfig&), std::vector<std::int64_t>& (*)(TrainConfig&)>;
 
 /// One row of the field table: it drives files, --set, flags, help and the JSON dump.
 struct ConfigField {

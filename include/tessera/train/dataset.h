@@ -53,8 +53,8 @@ class Samples {
 /// What a run trains on and what it never sees.
 struct Dataset {
   Samples train;
-  /// A tenth: the last windows of a text; a seeded choice of rows otherwise. Empty when the order is sequential, and for
-  /// a single sample.
+  /// A tenth: the last windows of a text; a seeded choice of rows otherwise. Empty when the order is sequential, and
+  /// for a single sample.
   Samples held_out;
   /// One line for people: source, number of samples.
   std::string description;

@@ -39,9 +39,8 @@ struct SafetensorsHeader {
 inline constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
 
 /// Parses the JSON of a header and proves it against the number of data bytes that follow it: known dtypes, no
-/// duplicate names or fields, shape times element size equal to the range, ranges without hole or overlap that end where
-/// the data end.
-/// Throws  FileError naming `file`, the tensor and the numbers that disagree
+/// duplicate names or fields, shape times element size equal to the range, ranges without hole or overlap that end
+/// where the data end. Throws  FileError naming `file`, the tensor and the numbers that disagree
 [[nodiscard]] SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t data_bytes,
                                                          const std::string& file);
 

@@ -48,8 +48,10 @@ RawSamples shape_vectors(RawSamples samples, const InputSpec& input, const std::
     return samples;
   }
   const auto side = static_cast<std::int64_t>(std::llround(std::sqrt(static_cast<double>(width))));
-  check<ConfigError>(side * side == width, "data.source = \"{}\": {} numbers per sample make no square image; use "
-                     "model.name = \"mlp\"", source, width);
+  check<ConfigError>(side * side == width,
+                     "data.source = \"{}\": {} numbers per sample make no square image; use "
+                     "model.name = \"mlp\"",
+                     source, width);
   return {samples.input.view({-1, 1, side, side}), samples.target};
 }
 
@@ -76,8 +78,7 @@ Dataset load_dataset(const DataConfig& config, const InputSpec& input, std::uint
   const bool tokens = input.kind == InputKind::kTokens;
   check<ConfigError>(tokens ? source.kind->for_tokens : source.kind->for_vectors,
                      "data.source = \"{}\" does not fit the model; allowed: {}", spelling, describe_sources(tokens));
-  auto raw = tokens ? read_tokens(source, input)
-                    : shape_vectors(read_vectors(source, config, input), input, spelling);
+  auto raw = tokens ? read_tokens(source, input) : shape_vectors(read_vectors(source, config, input), input, spelling);
   const Samples all(std::move(raw.input), std::move(raw.target));
   auto dataset = batch_order(config) == BatchOrder::kSequential ? Dataset{all, {}, {}} : split(all, input, seed);
   dataset.description =

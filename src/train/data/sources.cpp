@@ -41,8 +41,9 @@ Source parse_source(const std::string& text) {
   if (kind == kinds.end()) {
     std::vector<std::string> words;
     for (const auto& row : kinds) words.push_back(row.word);
-    throw ConfigError(fmt::format("data.source = \"{}\": \"{}\" is not a known source; allowed: {}; did you mean \"{}\"?",
-                                  text, word, fmt::join(words, ", "), base::nearest_word(word, words)));
+    throw ConfigError(
+        fmt::format("data.source = \"{}\": \"{}\" is not a known source; allowed: {}; did you mean \"{}\"?", text, word,
+                    fmt::join(words, ", "), base::nearest_word(word, words)));
   }
   Source source{&*kind, colon == std::string::npos ? "" : text.substr(colon + 1)};
   check<ConfigError>(kind->path != Path::kNone || colon == std::string::npos,

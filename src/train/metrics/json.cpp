@@ -64,11 +64,9 @@ std::string format_json(const SummaryRecord& record) {
 }
 
 std::string format_json(const ErrorRecord& record) {
-  return one_line({{"error",
-                    {{"kind", record.kind},
-                     {"rank", record.rank},
-                     {"message", record.message},
-                     {"where", record.where}}}});
+  return one_line(
+      {{"error",
+        {{"kind", record.kind}, {"rank", record.rank}, {"message", record.message}, {"where", record.where}}}});
 }
 
 JsonLines::JsonLines(const std::string& destination) : destination_(destination) {

@@ -70,8 +70,8 @@ struct GptBlock : torch::nn::Module {
 struct GptHead : torch::nn::Module {
   explicit GptHead(const GptOptions& options)
       : norm(register_module("norm", make_norm(options.hidden))),
-        out(register_module("out", torch::nn::Linear(
-                                       torch::nn::LinearOptions(options.hidden, options.vocab).bias(false)))) {}
+        out(register_module("out",
+                            torch::nn::Linear(torch::nn::LinearOptions(options.hidden, options.vocab).bias(false)))) {}
 
   torch::Tensor forward(const torch::Tensor& x_BTD) { return out(norm(x_BTD)); }
 

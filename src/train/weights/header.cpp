@@ -164,9 +164,8 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t 
   nlohmann::json::sax_parse(json.begin(), json.end(), &events);
   auto header = std::move(events.header);
   auto& tensors = header.tensors;
-  std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
+  std::sort(tensors.begin(), tensors.end(),
+            [](const auto& a, const auto& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   std::uint64_t expected_begin = 0;
   for (const auto& entry : tensors) {
     const auto name = printable(entry.name);

@@ -35,8 +35,10 @@ std::uint64_t regular_size(const Descriptor& file, const std::string& name) {
 }
 
 std::uint64_t read_header_length(const Descriptor& file, std::uint64_t file_bytes, const std::string& name) {
-  check<FileError>(file_bytes >= kLengthBytes, "{}: {} bytes are too few for a weights file, which starts with an "
-                   "8-byte header length", name, file_bytes);
+  check<FileError>(file_bytes >= kLengthBytes,
+                   "{}: {} bytes are too few for a weights file, which starts with an "
+                   "8-byte header length",
+                   name, file_bytes);
   std::uint64_t length = 0;
   read_at(file, &length, kLengthBytes, 0, name);
   check<FileError>(length <= kMaxHeaderBytes, "{}: the header claims {} bytes; at most {} are read", name, length,
@@ -50,9 +52,8 @@ std::uint64_t read_header_length(const Descriptor& file, std::uint64_t file_byte
 std::vector<NamedTensor> in_file_order(const std::vector<NamedTensor>& tensors) {
   std::vector<NamedTensor> ordered;
   for (const auto& [name, tensor] : tensors) ordered.push_back({name, tensor.detach().cpu().contiguous()});
-  std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
-    return a.tensor.element_size() > b.tensor.element_size();
-  });
+  std::stable_sort(ordered.begin(), ordered.end(),
+                   [](const auto& a, const auto& b) { return a.tensor.element_size() > b.tensor.element_size(); });
   return ordered;
 }
 
