@@ -3,12 +3,13 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "cli/job_flags.h"
-#include "tessera/comm/world.h"
+#include "tessera/comm/worlds.h"
 
 namespace tessera::cli {
 
@@ -20,6 +21,11 @@ struct RankJob {
 };
 
 using RankBody = std::function<void(const std::shared_ptr<comm::World>&)>;
+
+/// Makes the configured device usable in this process; returns the transports that come with it, none for the CPU.
+/// Order   before the first tensor on the device
+/// Throws  ConfigError as comm::load_cuda_makers does
+std::map<std::string, comm::BackendMaker> load_device(const train::TrainConfig& config);
 
 /// Number of ranks that a launcher above this process gave the job; 0 if there is none.
 [[nodiscard]] int launched_ranks();

@@ -65,6 +65,9 @@ struct Reference {
 
 Reference run_one_device(const train::TrainConfig& config) {
   at::set_num_threads(static_cast<int>(config.threads_per_rank));
+  load_device(config);
+  // Of single precision, ten bits are otherwise rounded away in convolutions on a GPU.
+  at::globalContext().setAllowTF32CuDNN(false);
   const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   Reference reference;
   reference.data = std::make_shared<const train::Dataset>(
@@ -77,6 +80,7 @@ Reference run_one_device(const train::TrainConfig& config) {
 /// The largest deviation that any rank of the mesh saw; collective.
 verify::Deviations merge_over_ranks(const verify::Deviations& mine, const Mesh& mesh) {
   at::Tensor values = at::tensor({mine.max_loss, mine.max_gradient, mine.max_parameter}, at::kDouble);
+  values = values.to(mesh.device());
   mesh.everyone().all_reduce(values, comm::ReduceOp::kMax);
   return {values[0].item<double>(), values[1].item<double>(), values[2].item<double>(), mine.worst_parameter};
 }

@@ -43,14 +43,14 @@ using BackendMaker = std::function<c10::intrusive_ptr<c10d::Backend>(const Group
 struct WorldOptions {
   /// How long a rank waits for its peers, in every collective and while groups are made.
   std::chrono::milliseconds timeout = std::chrono::minutes(10);
-  /// Where tensors live.
+  /// Where tensors live; in thread worlds "cuda" without an index spreads the ranks over the GPUs.
   c10::Device device = c10::kCPU;
   /// gloo: address of the network interface, a name or a number.
   std::string address = "127.0.0.1";
   /// Ranks on this machine, for choosing how long waiting ranks keep their core. 0: all ranks.
   int ranks_on_machine = 0;
   /// Transports from elsewhere by name: process worlds take "nccl" from here; thread worlds whose device is not the
-  /// CPU take "thread".
+  /// CPU take "thread". load_cuda_makers() has both.
   std::map<std::string, BackendMaker> makers = {};
 };
 
