@@ -40,7 +40,7 @@ def main() -> None:
     else:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
         runs["torchrun"] = losses(launcher + [program], environment)
-    if len(alone) != 5 or alone[-1] > 0.5 * alone[0]:
+    if len(alone) != 5 or alone[-1] > 0.7 * alone[0]:
         raise SystemExit(f"alone: the loss did not fall: {alone}")
     for name, found in runs.items():
         # float32 sums in another order, amplified by a hundred steps of AdamW.

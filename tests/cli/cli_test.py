@@ -75,6 +75,15 @@ class Train(unittest.TestCase):
             fresh = self.losses()
             self.assertNotEqual(moved[0], fresh[0])
 
+    def test_keeps_configuration_and_metrics_in_the_folder_of_out(self):
+        with tempfile.TemporaryDirectory() as folder:
+            out = pathlib.Path(folder) / "runs" / "first"
+            losses = self.losses("--out", str(out), "--mesh", "dp=2")
+            lines = json_lines((out / "metrics.jsonl").read_text())
+            self.assertEqual(lines[-1]["losses"], losses)
+            again = run("train", str(out / "config.toml"), "--json", "-")
+            self.assertEqual(json_lines(again.stdout)[-1]["losses"], losses)
+
     def test_leaves_no_memory_file_or_process_behind(self):
         before = set(os.listdir("/dev/shm"))
         self.losses("--mesh", "dp=2")
