@@ -61,6 +61,7 @@ class Size:
     max_bytes: int
     op_repeats: int
     steps: dict[str, tuple[int, int]]  # model: steps, of which warm-up
+    verbose: bool = False
 
     @staticmethod
     def full(tessera: str, rounds: int) -> Size:
@@ -136,7 +137,7 @@ def collective_runs(peers: Peers, size: Size) -> list[Run]:
 
 
 def op_runs(peers: Peers, size: Size) -> list[Run]:
-    runs = [Run("op/tessera", "op", [size.tessera, "bench", "op", "--repeats", str(2 * size.op_repeats + 1), "--json", "-"])]
+    runs = [Run("op/tessera", "op", [size.tessera, "bench", "op", "--repeats", str(7 * size.op_repeats), "--json", "-"])]
     if peers.python:
         program = [str(peers.python), str(peers.folder / "op_overhead.py"), "--repeats", str(size.op_repeats)]
         runs.append(Run("op/peer", "op", program))
@@ -235,8 +236,12 @@ def measure(size: Size, peers: Peers) -> dict[str, list[list[dict]]]:
     for index in range(size.rounds):
         start = time.monotonic()
         for run in runs if index % 2 == 0 else reversed(runs):
+            run_start = time.monotonic()
             results[run.key].append(execute(run))
+            if size.verbose:
+                say(f"{run.key}: {time.monotonic() - run_start:.1f} s")
         say(f"round {index + 1} of {size.rounds}: {time.monotonic() - start:.0f} s")
+        (WORK / "results.json").write_text(json.dumps(results) + "\n")  # what there is, should a later round be cut off
     return results
 
 
@@ -270,6 +275,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds of less, printed only")
     parser.add_argument("--rounds", type=int, help="overrides BENCH_ROUNDS")
     parser.add_argument("--no-write", action="store_true", help="leave docs/performance.md as it is")
+    parser.add_argument("--verbose", action="store_true", help="say how long each run takes")
     parser.add_argument("--tessera", type=Path, default=RELEASE, help="the program (default: build/release/bin/tessera)")
     args = parser.parse_args()
     if not args.tessera.exists():
@@ -280,12 +286,11 @@ def main() -> int:
 
     rounds = args.rounds or (2 if args.quick else int(os.environ.get("BENCH_ROUNDS", "5")))
     size = Size.quick(tessera, rounds) if args.quick else Size.full(tessera, rounds)
+    size.verbose = args.verbose
     peers = find_peers()
     for reason in peers.absent:
         say(f"not measured: {reason}")
     results = measure(size, peers)
-    (WORK / "results.json").write_text(json.dumps(results) + "\n")
-
     command = "make bench" if not args.quick else "make bench BENCH_FLAGS=--quick"
     facts = {**describe_machine(tessera, peers), "command": f"`{command}`, {rounds} rounds"}
     report = bench_report.Report(results, facts, peers.absent)
