@@ -88,16 +88,22 @@ class Call {
   }
 
   void refuse_what_has_no_meaning() const {
-    check<ShapeError>(!info_.random || info_.rule != nullptr || mesh_->size() == 1,
-                      "{} draws random numbers that would differ between the ranks of mesh {}; draw on a plain tensor "
-                      "that is the same on every rank and use tessera::distribute",
-                      info_.name, mesh_->to_string());
+    // Not check(): its arguments, texts among them, would be made on every call.
+    if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]] refuse_random();
     for (const TensorSlot& slot : tensors_) {
-      check<ShapeError>(!slot.written || !is_mesh(slot.tensor) || !storage_of(slot.tensor).is_view_of_copy,
-                        "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the "
-                        "base first, or write with an out-of-place operator",
-                        info_.name);
+      if (slot.written && is_mesh(slot.tensor) && storage_of(slot.tensor).is_view_of_copy) [[unlikely]] {
+        throw ShapeError(fmt::format(
+            "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the base first, "
+            "or write with an out-of-place operator",
+            info_.name));
+      }
     }
+  }
+
+  [[noreturn]] void refuse_random() const {
+    throw ShapeError(fmt::format("{} draws random numbers that would differ between the ranks of mesh {}; draw on a "
+                                 "plain tensor that is the same on every rank and use tessera::distribute",
+                                 info_.name, mesh_->to_string()));
   }
 
   [[nodiscard]] static const Placements& placements_of(const TensorSlot& slot) {
