@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "cli/commands.h"
+#include "cli/heap.h"
 #include "tessera/base/error.h"
 #include "tessera/base/text.h"
 #include "tessera/base/version.h"
@@ -87,5 +88,6 @@ int run(int argc, char** argv) {
 }  // namespace tessera::cli
 
 int main(int argc, char** argv) {
+  tessera::cli::keep_freed_memory();
   return tessera::launcher::guarded_main([&] { return tessera::cli::run(argc, argv); });
 }

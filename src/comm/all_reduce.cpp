@@ -70,22 +70,31 @@ class AllReduce {
     arrival_.await();
   }
 
+  // The next chunk is copied in before the peers are awaited, so that they have the time of a copy to arrive in. Its
+  // slot is free: all have announced the chunk before this one, hence folded the one before that.
   void fold_everything_staged() {
     std::size_t index = 0;
-    do {
-      const Range range = chunk(index++);
-      stage(range);
-      meet();
+    stage(chunk(index));
+    while (true) {
+      arrival_.announce();
       const unsigned slot = exchange_.take_slot();
-      for_each_part(pieces_, range, [&](std::size_t piece, std::size_t offset, std::size_t at, std::size_t bytes) {
-        std::byte* target = pieces_[piece].data + offset;
-        for (int r = 0; r < arrival_.size(); ++r) {
-          sources_[static_cast<std::size_t>(r)] =
-              r == arrival_.rank() ? target : arrival_.region().staging(r, slot) + at;
-        }
-        fold_(sources_.data(), arrival_.size(), &target, 1, bytes / element_bytes_);
-      });
-    } while (index * chunk_bytes() < bytes_);
+      const Range range = chunk(index++);
+      const bool more = index * chunk_bytes() < bytes_;
+      if (more) stage(chunk(index));
+      arrival_.await();
+      fold_everything(range, slot);
+      if (!more) return;
+    }
+  }
+
+  void fold_everything(Range range, unsigned slot) {
+    for_each_part(pieces_, range, [&](std::size_t piece, std::size_t offset, std::size_t at, std::size_t bytes) {
+      std::byte* target = pieces_[piece].data + offset;
+      for (int r = 0; r < arrival_.size(); ++r) {
+        sources_[static_cast<std::size_t>(r)] = r == arrival_.rank() ? target : arrival_.region().staging(r, slot) + at;
+      }
+      fold_(sources_.data(), arrival_.size(), &target, 1, bytes / element_bytes_);
+    });
   }
 
   // A pipeline of three slots with one meeting per chunk: while chunk i is folded, i + 1 is copied in and i - 1 out.

@@ -18,7 +18,7 @@ PACKAGES = {
 WITH_LIBTORCH = {"ATen", "c10", "torch", "fmt"}
 WITH_CUDA = {"cuda_runtime_api.h", "nccl.h", "cuda_bf16.h", "cuda_fp16.h"}
 OF_LINUX = {"sys", "linux", "net", "netinet", "arpa", "asm"}
-POSIX = {"dlfcn.h", "fcntl.h", "fnmatch.h", "ifaddrs.h", "netdb.h", "poll.h", "pthread.h", "sched.h", "signal.h",
+POSIX = {"dlfcn.h", "fcntl.h", "fnmatch.h", "ifaddrs.h", "malloc.h", "netdb.h", "poll.h", "pthread.h", "sched.h", "signal.h",
          "spawn.h", "stdlib.h", "string.h", "termios.h", "unistd.h"}
 
 
