@@ -2,9 +2,18 @@
 // The jobs that every contract is checked on.
 #include "comm/ranks.h"
 
+#include <cstdlib>
+
 #include "comm/gloo_backend.h"
 
 namespace tessera::comm::testing {
+namespace {
+
+// LibTorch's flight recorder notes a new process group in a map that it does not lock. One rank per process, as Gloo is
+// used outside these tests, never notices; ranks that are threads crash now and then. Read once, at the first group.
+[[maybe_unused]] const int kNoFlightRecorder = setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1);
+
+}  // namespace
 
 std::vector<Job> our_jobs() {
   std::vector<Job> jobs;
