@@ -9,7 +9,8 @@
 
 namespace tessera::cli {
 
-train::Session make_session(const train::TrainConfig& config, const std::shared_ptr<comm::World>& world) {
+train::Session make_session(const train::TrainConfig& config, const std::shared_ptr<comm::World>& world,
+                            const train::SessionOptions& options) {
   std::optional<Mesh> mesh;
   const bool strict = launcher::read_switches(launcher::process_environment()).strict;
   if (!config.mesh.empty()) mesh.emplace(world, axes_of(config, world->size()), MeshOptions{.strict = strict});
@@ -18,7 +19,7 @@ train::Session make_session(const train::TrainConfig& config, const std::shared_
   const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   const auto data = std::make_shared<const train::Dataset>(
       train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));
-  train::Session session(config, data, mesh);
+  train::Session session(config, data, mesh, options);
   if (world->rank() == 0) {
     base::info("{}: {} parameters, {}; mesh {} over {}", config.model.name,
                train::count_parameters(*session.workload().module), data->description,

@@ -12,6 +12,7 @@ namespace tessera::cli {
 /// Loads the data and builds the model, over a mesh if the configuration names one. Rank 0 logs one line about it.
 /// Order   collective
 /// Throws  ConfigError for several ranks without a mesh
-[[nodiscard]] train::Session make_session(const train::TrainConfig& config, const std::shared_ptr<comm::World>& world);
+[[nodiscard]] train::Session make_session(const train::TrainConfig& config, const std::shared_ptr<comm::World>& world,
+                                          const train::SessionOptions& options = {});
 
 }  // namespace tessera::cli

@@ -76,7 +76,7 @@ class Report {
 };
 
 void train_rank(const JobFlags& flags, const train::TrainConfig& config, const std::shared_ptr<comm::World>& world) {
-  train::Session session = make_session(config, world);
+  train::Session session = make_session(config, world, {.count_memory = true});
   const bool reports = world->rank() == 0;
   std::optional<Report> report;
   if (reports) report.emplace(flags, config, session);

@@ -159,6 +159,16 @@ struct Communicator::State {
     });
   }
 
+  [[nodiscard]] c10::intrusive_ptr<c10d::Work> start_reduce_scatter(const at::Tensor& tensor, const at::Tensor& output,
+                                                                    ReduceOp op, bool async) const {
+    at::Tensor input = as_bytes(tensor.contiguous());
+    at::Tensor target = as_bytes(output);
+    c10d::ReduceScatterOptions options;
+    options.reduceOp = to_c10d(is_bool(tensor) ? on_bytes(op) : op);
+    options.asyncOp = async;
+    return backend->_reduce_scatter_base(target, input, options);
+  }
+
   // One point-to-point call of the backend.
   template <class Call>
   Pending post(const char* operation, const at::Tensor& tensor, int peer, Call&& call) {
@@ -248,23 +258,38 @@ at::Tensor Communicator::all_gather(const at::Tensor& tensor) const {
 }
 
 at::Tensor Communicator::reduce_scatter(const at::Tensor& tensor, ReduceOp op) const {
+  check_rows(tensor);
+  if (size_ == 1) return tensor;
+  at::Tensor output = empty_with_rows(tensor, tensor.size(0) / size_);
+  state_->count(nbytes(tensor));
+  if (state_->skips(nbytes(tensor))) return output;
+  state_->run("reduce_scatter", [&] { return state_->start_reduce_scatter(tensor, output, op, /*async=*/false); });
+  return output;
+}
+
+Pending Communicator::post_reduce_scatter(const at::Tensor& tensor, at::Tensor& output, ReduceOp op) const {
+  check_rows(tensor);
+  check<ShapeError>(output.is_contiguous() && output.numel() * size_ == tensor.numel(),
+                    "post_reduce_scatter on group {} (rank {} of {}): the output has {} elements, contiguous: {}; it "
+                    "must be contiguous and have {}",
+                    state_->name, rank_, size_, output.numel(), output.is_contiguous(), tensor.numel() / size_);
+  if (size_ == 1) {
+    output.copy_(tensor.view(output.sizes()));
+    return {};
+  }
+  state_->count(nbytes(tensor));
+  if (state_->skips(nbytes(tensor))) return {};
+  return Pending(state_->guarded("reduce_scatter",
+                                 [&] { return state_->start_reduce_scatter(tensor, output, op, /*async=*/true); }),
+                 state_->traffic);
+}
+
+void Communicator::check_rows(const at::Tensor& tensor) const {
   check<ShapeError>(
       tensor.dim() > 0 && tensor.size(0) % size_ == 0,
       "reduce_scatter on group {} (rank {} of {}): dim 0 of the input is {}, not a multiple of {}; pad the "
       "input",
       state_->name, rank_, size_, tensor.dim() > 0 ? tensor.size(0) : 0, size_);
-  if (size_ == 1) return tensor;
-  at::Tensor output = empty_with_rows(tensor, tensor.size(0) / size_);
-  state_->count(nbytes(tensor));
-  if (state_->skips(nbytes(tensor))) return output;
-  if (is_bool(tensor)) op = on_bytes(op);
-  at::Tensor input = as_bytes(tensor.contiguous());
-  at::Tensor target = as_bytes(output);
-  c10d::ReduceScatterOptions options;
-  options.reduceOp = to_c10d(op);
-  options.asyncOp = false;
-  state_->run("reduce_scatter", [&] { return state_->backend->_reduce_scatter_base(target, input, options); });
-  return output;
 }
 
 at::Tensor Communicator::all_to_all(const at::Tensor& tensor, const std::vector<std::int64_t>& send_rows,

@@ -3,25 +3,31 @@
 #include "tessera/module/distribute.h"
 
 #include "module/gradient_reducer.h"
+#include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
 
 namespace tessera {
 namespace {
 
-template <class Named>
-void place(const Named& named, const Mesh& mesh, const std::function<Placements(const std::string&)>& placements_of,
-           const std::function<void(const at::Tensor&)>& then) {
-  for (const auto& item : named) {
-    at::Tensor tensor = item.value();
-    // Tied parameters are one tensor under several names.
-    if (!tensor.defined() || is_mesh_tensor(tensor)) continue;
-    try {
-      distribute_(tensor, mesh, placements_of(item.key()));
-    } catch (const ShapeError& error) {
-      throw ShapeError(fmt::format("parameter {}: {}", item.key(), error.what()));
-    }
-    then(tensor);
+void place(const std::string& name, at::Tensor& tensor, const Mesh& mesh, const Placements& placements) {
+  try {
+    distribute_(tensor, mesh, placements);
+  } catch (const ShapeError& error) {
+    throw ShapeError(fmt::format("parameter {}: {}", name, error.what()));
   }
+}
+
+/// Tied parameters are one tensor under several names.
+bool is_placed(const at::Tensor& tensor) { return !tensor.defined() || is_mesh_tensor(tensor); }
+
+void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& mesh, const Plan& plan,
+                     const std::shared_ptr<module::GradientReducer>& reducer) {
+  const ParameterLayout layout = plan.layout_of(name, parameter.dim(), mesh);
+  place(name, parameter, mesh, layout.value);
+  tensor::MeshStorage& storage = tensor::storage_of(parameter);
+  storage.gathered_at_use = layout.gathered_at_use;
+  if (!(layout.state == layout.value)) storage.state_placements = std::make_shared<const Placements>(layout.state);
+  if (parameter.requires_grad()) module::attach(parameter, reducer, layout.gradient);
 }
 
 }  // namespace
@@ -30,12 +36,12 @@ void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, c
   const auto parameters = module.named_parameters();
   plan.check_matches(parameters.keys());
   const auto reducer = std::make_shared<module::GradientReducer>(options);
-  place(parameters, mesh, [&](const std::string& name) { return plan.placements_of(name, mesh); },
-        [&](const at::Tensor& parameter) {
-          if (parameter.requires_grad()) module::attach(parameter, reducer);
-        });
-  place(module.named_buffers(), mesh, [&](const std::string&) { return Placements::replicated(mesh.num_axes()); },
-        [](const at::Tensor&) {});
+  for (const auto& item : parameters) {
+    if (!is_placed(item.value())) place_parameter(item.key(), item.value(), mesh, plan, reducer);
+  }
+  for (auto& item : module.named_buffers()) {
+    if (!is_placed(item.value())) place(item.key(), item.value(), mesh, Placements::replicated(mesh.num_axes()));
+  }
 }
 
 at::Tensor shard_batch(const Mesh& mesh, const at::Tensor& batch) {

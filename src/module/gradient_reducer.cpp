@@ -2,6 +2,7 @@
 // Gradient buckets.
 #include "module/gradient_reducer.h"
 
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 
 #include "tensor/mesh_storage.h"
+#include "tensor/redistribute.h"
 
 namespace tessera::module {
 namespace {
@@ -74,23 +76,49 @@ void start(const Batch& batch) {
   }
 }
 
+/// Starts the reduce-scatter of a gradient along `axis`; the storage holds this rank's share from now on.
+void start_scatter(const at::Tensor& gradient, int axis, const Placement& target) {
+  tensor::MeshStorage& storage = tensor::storage_of(gradient);
+  const comm::Communicator& group = storage.mesh().along(axis);
+  const at::Tensor& local = storage.local();
+  const std::int64_t size = local.size(target.dim);
+  const at::Tensor rows = tensor::rows_to_scatter(local, target.dim, group.size());
+  std::vector<std::int64_t> share = rows.sizes().vec();
+  share[0] /= group.size();
+  at::Tensor received = at::empty(share, rows.options());
+  const auto pending = std::make_shared<comm::Pending>(group.post_reduce_scatter(rows, received));
+  Placements placements = storage.placements();
+  placements[axis] = target;
+  const at::Tensor mine = tensor::from_scattered_rows(received, target.dim, size, group.size(), group.rank());
+  storage.replace(mine, placements);
+  storage.set_completion([pending, rows, mine, placements, &storage] {
+    pending->wait();
+    // The strides that the tensor shows are those of dense memory.
+    storage.replace(mine.contiguous(), placements);
+  });
+}
+
 class Hook final : public torch::autograd::PostAccumulateGradHook {
  public:
-  explicit Hook(std::shared_ptr<GradientReducer> reducer) : reducer_(std::move(reducer)) {}
-  void operator()(const torch::autograd::Variable& parameter) override { reducer_->on_gradient(parameter.grad()); }
+  Hook(std::shared_ptr<GradientReducer> reducer, const Placements& target)
+      : reducer_(std::move(reducer)), target_(target) {}
+  void operator()(const torch::autograd::Variable& parameter) override {
+    reducer_->on_gradient(parameter.grad(), target_);
+  }
   [[nodiscard]] const std::shared_ptr<GradientReducer>& reducer() const noexcept { return reducer_; }
 
  private:
   std::shared_ptr<GradientReducer> reducer_;
+  Placements target_;
 };
 
 }  // namespace
 
-void GradientReducer::on_gradient(const at::Tensor& gradient) {
+void GradientReducer::on_gradient(const at::Tensor& gradient, const Placements& target) {
   if (!synchronising_ || !tensor::is_mesh(gradient)) return;
   tensor::MeshStorage& storage = tensor::storage_of(gradient);
   if (partial_axes(storage.placements()) == 0) return;
-  bucket_.push_back(gradient);
+  bucket_.push_back({gradient, target});
   bucket_bytes_ += static_cast<std::int64_t>(storage.local_unfinished().nbytes());
   storage.set_reducer([self = weak_from_this()] {
     if (const auto reducer = self.lock()) reducer->flush();
@@ -100,11 +128,26 @@ void GradientReducer::on_gradient(const at::Tensor& gradient) {
 }
 
 void GradientReducer::flush() {
-  const std::vector<at::Tensor> gradients = std::exchange(bucket_, {});
+  const std::vector<Waiting> bucket = std::exchange(bucket_, {});
   bucket_bytes_ = 0;
   first_bucket_sent_ = true;
-  for (const at::Tensor& gradient : gradients) tensor::storage_of(gradient).set_reducer(nullptr);
+  for (const Waiting& waiting : bucket) tensor::storage_of(waiting.gradient).set_reducer(nullptr);
+  scatter(bucket);
+  std::vector<at::Tensor> gradients;
+  for (const Waiting& waiting : bucket) gradients.push_back(waiting.gradient);
   for (const Batch& batch : group(gradients)) start(batch);
+}
+
+/// Whole gradients stay in memory until their reduce-scatter is done, so only one bucket of them may be under way.
+void GradientReducer::scatter(const std::vector<Waiting>& bucket) {
+  for (const at::Tensor& gradient : std::exchange(scattering_, {})) (void)tensor::storage_of(gradient).local();
+  for (const auto& [gradient, target] : bucket) {
+    for (int axis = target.size() - 1; axis >= 0; --axis) {
+      if (!target[axis].is_shard() || tensor::storage_of(gradient).placements()[axis] != Partial()) continue;
+      start_scatter(gradient, axis, target[axis]);
+      scattering_.push_back(gradient);
+    }
+  }
 }
 
 void GradientReducer::flush_when_backward_ends() {
@@ -113,6 +156,7 @@ void GradientReducer::flush_when_backward_ends() {
   torch::autograd::Engine::get_default_engine().queue_callback([self = shared_from_this()] {
     self->flush_queued_ = false;
     self->flush();
+    self->scattering_.clear();
     self->first_bucket_sent_ = false;
   });
 }
@@ -124,8 +168,8 @@ std::shared_ptr<GradientReducer> reducer_of(const at::Tensor& parameter) {
   return hook == nullptr ? nullptr : hook->reducer();
 }
 
-void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer) {
-  torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(std::move(reducer)));
+void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer, const Placements& target) {
+  torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(std::move(reducer), target));
 }
 
 }  // namespace tessera::module

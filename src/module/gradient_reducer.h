@@ -20,8 +20,8 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
  public:
   explicit GradientReducer(const DistributeOptions& options) : options_(options) {}
 
-  /// Called by the hook of each parameter after its gradient was accumulated.
-  void on_gradient(const at::Tensor& gradient);
+  /// Called by the hook of each parameter after its gradient was accumulated; `target` is where it should lie.
+  void on_gradient(const at::Tensor& gradient, const Placements& target);
 
   /// Starts what is waiting, full bucket or not.
   void flush();
@@ -30,10 +30,18 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
   [[nodiscard]] bool synchronising() const noexcept { return synchronising_; }
 
  private:
+  struct Waiting {
+    at::Tensor gradient;
+    Placements target;
+  };
+
   void flush_when_backward_ends();
+  void scatter(const std::vector<Waiting>& bucket);
 
   DistributeOptions options_;
-  std::vector<at::Tensor> bucket_;
+  std::vector<Waiting> bucket_;
+  /// What the last bucket's reduce-scatters will fill.
+  std::vector<at::Tensor> scattering_;
   std::int64_t bucket_bytes_ = 0;
   bool first_bucket_sent_ = false;
   bool flush_queued_ = false;
@@ -43,7 +51,7 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
 /// The reducer that distribute() gave to `parameter`; null if it has none.
 [[nodiscard]] std::shared_ptr<GradientReducer> reducer_of(const at::Tensor& parameter);
 
-/// Lets `reducer` know of every gradient of `parameter`.
-void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer);
+/// Lets `reducer` know of every gradient of `parameter`, which should lie as `target`.
+void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer, const Placements& target);
 
 }  // namespace tessera::module

@@ -73,8 +73,15 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
   }
   Plan plan;
   for (const auto& [key, node] : root) {
+    if (key.str() == "zero") {
+      const auto stage = node.value<std::int64_t>();
+      check<ConfigError>(stage.has_value(), "{}:{}: zero must be a number; allowed: 0, 1, 2, 3", origin,
+                         node.source().begin.line);
+      plan.zero(static_cast<int>(std::clamp<std::int64_t>(*stage, -1, 4)));
+      continue;
+    }
     check<ConfigError>(key.str() == "parameters" && node.is_array_of_tables(),
-                       "{}:{}: \"{}\" is not known in a plan; allowed: [[parameters]] tables with match and axes",
+                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, [[parameters]] tables with match and axes",
                        origin, node.source().begin.line, key.str());
     for (const toml::node& item : *node.as_array()) plan.entries_.push_back(parse_entry(*item.as_table(), origin));
   }
@@ -82,7 +89,7 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
 }
 
 std::string Plan::to_toml() const {
-  std::string text;
+  std::string text = zero_ == 0 ? "" : fmt::format("zero = {}\n\n", zero_);
   for (const Entry& entry : entries_) {
     text += fmt::format("[[parameters]]\nmatch = \"{}\"\n", entry.match);
     for (const auto& [axis, placement] : entry.placements) {
@@ -93,7 +100,7 @@ std::string Plan::to_toml() const {
   return text;
 }
 
-Placements Plan::placements_of(const std::string& parameter, const Mesh& mesh) const {
+Placements Plan::entry_placements(const std::string& parameter, const Mesh& mesh) const {
   Placements placements = Placements::replicated(mesh.num_axes());
   for (const Entry& entry : entries_) {
     if (!matches(entry.match, parameter)) continue;
@@ -104,6 +111,29 @@ Placements Plan::placements_of(const std::string& parameter, const Mesh& mesh) c
     break;
   }
   return placements;
+}
+
+ParameterLayout Plan::layout_of(const std::string& parameter, std::int64_t num_dims, const Mesh& mesh) const {
+  const Placements value = entry_placements(parameter, mesh);
+  ParameterLayout layout{value, value, value};
+  const int axis = mesh.axis_index("dp_shard");
+  if (axis < 0 || mesh.axis_size(axis) == 1) return layout;
+  if (zero_ > 0 && num_dims > 0 && value[axis].is_replicate()) {
+    if (zero_ >= 1) layout.state[axis] = Shard(0);
+    if (zero_ >= 2) layout.gradient[axis] = Shard(0);
+    if (zero_ >= 3) layout.value[axis] = Shard(0);
+  }
+  if (layout.value[axis].is_shard()) layout.gathered_at_use = 1U << static_cast<unsigned>(axis);
+  return layout;
+}
+
+Plan& Plan::zero(int stage) {
+  check<ConfigError>(stage >= 0 && stage <= 3,
+                     "zero = {} is out of range; allowed: 0 nothing is sharded, 1 optimizer state, 2 gradients too, "
+                     "3 parameters too",
+                     stage);
+  zero_ = stage;
+  return *this;
 }
 
 void Plan::check_matches(const std::vector<std::string>& parameters) const {

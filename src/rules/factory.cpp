@@ -8,14 +8,26 @@
 namespace tessera::rules {
 namespace {
 
+/// The state that an optimizer keeps for a parameter lies as the plan says. That is no offer but an order: it replaces
+/// the replicated row too.
+bool state_rows(const OpCall& call, int axis, Rows& rows) {
+  if (call.tensor(0).state_placements == nullptr) return false;
+  const Placement placement = (*call.tensor(0).state_placements)[axis];
+  rows.clear();
+  add_row(call, rows, {placement}, {placement});
+  return true;
+}
+
 /// The prototype is only looked at, so it stays where it lies; the new tensor lies like it.
 void like_rows(const OpCall& call, int axis, Rows& rows) {
+  if (state_rows(call, axis, rows)) return;
   const Placement placement = call.tensor(0).placements[axis];
   add_row(call, rows, {placement}, {placement.is_partial() ? R : placement});
 }
 
 /// Undefined contents may be called partial too, which lets a copy of a partial sum stay partial.
 void empty_rows(const OpCall& call, int axis, Rows& rows) {
+  if (state_rows(call, axis, rows)) return;
   const Placement placement = call.tensor(0).placements[axis];
   add_row(call, rows, {placement}, {placement});
 }

@@ -28,28 +28,41 @@ double bytes_without(const OpCall& call, std::size_t index, int axis) {
   return bytes;
 }
 
+/// What a gathered parameter's bytes count: enough to prefer a row without them, never enough to move anything else in
+/// their stead.
+constexpr double kGatheredAtUse = 1e-9;
+
+double input_bytes(const OpCall& call, std::size_t index, const Placement& wanted, int axis) {
+  const TensorArg& tensor = call.tensors[index];
+  if (!tensor.defined) return 0;
+  const double bytes = redistribution_bytes(tensor.placements[axis], wanted, bytes_without(call, index, axis),
+                                            call.mesh.axis_size(axis));
+  const bool for_this_use = wanted.is_replicate() && (tensor.gathered_at_use >> static_cast<unsigned>(axis) & 1U) != 0;
+  return for_this_use ? bytes * kGatheredAtUse : bytes;
+}
+
+/// An in-place operator's result goes back to where `self` lies; a partial sum that was reduced stays reduced.
+double write_back_bytes(const OpCall& call, const Row& row, int axis) {
+  if (!call.in_place || row.outputs.empty()) return 0;
+  const Placement home = call.tensors[0].placements[axis];
+  if (home.is_partial() && row.outputs[0].is_replicate()) return 0;
+  return redistribution_bytes(row.outputs[0], home, bytes_without(call, 0, axis), call.mesh.axis_size(axis));
+}
+
 /// Bytes moved now, and bytes that partial outputs will cost when somebody reads them. A row that moves nothing now
 /// wins over any other: the later reduction may never be needed, or be shared.
 double row_cost(const OpCall& call, const Row& row, int axis) {
-  const int axis_size = call.mesh.axis_size(axis);
-  double bytes = 0;
+  double bytes = write_back_bytes(call, row, axis);
   double largest = 0;
   for (std::size_t i = 0; i < call.tensors.size(); ++i) {
-    if (!call.tensors[i].defined) continue;
-    const double whole = bytes_without(call, i, axis);
-    largest = std::max(largest, whole);
-    bytes += redistribution_bytes(call.tensors[i].placements[axis], row.inputs[i], whole, axis_size);
+    if (call.tensors[i].defined) largest = std::max(largest, bytes_without(call, i, axis));
+    bytes += input_bytes(call, i, row.inputs[i], axis);
   }
   if (bytes == 0) return 0;
   for (const Placement& output : row.outputs) {
-    if (output.is_partial()) bytes += redistribution_bytes(output, Replicate(), largest, axis_size);
+    if (output.is_partial()) bytes += redistribution_bytes(output, Replicate(), largest, call.mesh.axis_size(axis));
   }
   return bytes;
-}
-
-/// An in-place operator leaves `self` where it lies.
-bool keeps_self(const OpCall& call, const Row& row, int axis) {
-  return !call.in_place || row.outputs.empty() || row.outputs[0] == call.tensors[0].placements[axis];
 }
 
 /// A row may cut a dim only if the tensor has it.
@@ -65,16 +78,13 @@ Row choose_row(const OpCall& call, const Rule* rule, int axis) {
   if (rule != nullptr && rule->rows != nullptr) rule->rows(call, axis, rows);
   const Row* best = nullptr;
   double best_cost = std::numeric_limits<double>::infinity();
-  for (const bool keep_self : {true, false}) {
-    for (const Row& row : rows) {
-      if (!cuts_exist(call, row) || (keep_self && !keeps_self(call, row, axis))) continue;
-      const double cost = row_cost(call, row, axis);
-      if (cost < best_cost) {
-        best = &row;
-        best_cost = cost;
-      }
+  for (const Row& row : rows) {
+    if (!cuts_exist(call, row)) continue;
+    const double cost = row_cost(call, row, axis);
+    if (cost < best_cost) {
+      best = &row;
+      best_cost = cost;
     }
-    if (best != nullptr) break;
   }
   return *best;
 }

@@ -117,10 +117,18 @@ class Call {
         key.add(-1);
         continue;
       }
-      const bool mesh_tensor = is_mesh(slot.tensor);
-      key.add((static_cast<std::int64_t>(slot.tensor.scalar_type()) << 2) | (mesh_tensor ? 1 : 0));
+      const std::int64_t dtype = static_cast<std::int64_t>(slot.tensor.scalar_type()) << 16;
+      if (!is_mesh(slot.tensor)) {
+        key.add(dtype);
+        key.add(slot.tensor.sizes());
+        continue;
+      }
+      const MeshStorage& storage = storage_of(slot.tensor);
+      const bool has_state = storage.state_placements != nullptr;
+      key.add(dtype | (static_cast<std::int64_t>(storage.gathered_at_use) << 2) | (has_state ? 2 : 0) | 1);
       key.add(slot.tensor.sizes());
-      if (mesh_tensor) key.add(placements_of(slot));
+      key.add(storage.placements());
+      if (has_state) key.add(*storage.state_placements);
     }
     for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
       if (info_.arguments[i].kind == ArgumentKind::kScalar) key.add_argument(slot(i));
@@ -139,7 +147,12 @@ class Call {
         argument.sizes = slot.tensor.sizes();
         argument.dtype = slot.tensor.scalar_type();
         argument.bytes = slot.tensor.numel() * static_cast<std::int64_t>(slot.tensor.element_size());
-        if (is_mesh(slot.tensor)) argument.placements = placements_of(slot);
+        if (is_mesh(slot.tensor)) {
+          const MeshStorage& storage = storage_of(slot.tensor);
+          argument.placements = storage.placements();
+          argument.gathered_at_use = storage.gathered_at_use;
+          argument.state_placements = storage.state_placements.get();
+        }
       }
       call.tensors.push_back(argument);
     }
@@ -252,8 +265,17 @@ class Call {
 
   [[nodiscard]] at::Tensor wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const {
     at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
-    if (decision.gathers_view) storage_of(result).is_view_of_copy = true;
+    note_view(result, decision);
     return result;
+  }
+
+  void note_view(const at::Tensor& result, const Decision& decision) const {
+    if (!info_.is_view) return;
+    MeshStorage& storage = storage_of(result);
+    storage.is_view_of_copy = decision.gathers_view;
+    if (!decision.gathers_view && is_mesh(tensors_[0].tensor)) {
+      storage.gathered_at_use = storage_of(tensors_[0].tensor).gathered_at_use;
+    }
   }
 
   void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const {
@@ -271,7 +293,7 @@ class Call {
         }
       }
       at::Tensor result = wrap(local, placements, *mesh_, sizes);
-      if (decision.gathers_view) storage_of(result).is_view_of_copy = true;
+      note_view(result, decision);
       list.push_back(std::move(result));
     }
     value = std::move(list);

@@ -9,7 +9,7 @@ namespace tessera::tensor {
 
 Extent local_extent(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh) {
   Extent extent{0, size};
-  for (int axis = 0; axis < placements.size(); ++axis) {
+  for (int axis = placements.size() - 1; axis >= 0; --axis) {
     if (!placements[axis].is_shard(dim)) continue;
     const Extent part = chunk_extent(extent.length, mesh.axis_size(axis), mesh.coordinate(axis));
     extent = {extent.offset + part.offset, part.length};

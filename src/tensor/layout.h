@@ -11,7 +11,8 @@ namespace tessera::tensor {
 
 using Sizes = c10::SmallVector<std::int64_t, 6>;
 
-/// The part of dim `dim` (of global `size`) that this rank holds: chunks of chunks, outermost axis first.
+/// The part of dim `dim` (of global `size`) that this rank holds: chunks of chunks. The last axis of the mesh cuts first,
+/// so that what dp_shard cut of a tensor-parallel shard is gathered without asking the tensor-parallel ranks.
 [[nodiscard]] Extent local_extent(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh);
 
 /// Sizes of this rank's shard of a tensor of `global_sizes`.

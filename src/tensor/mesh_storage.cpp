@@ -32,11 +32,10 @@ void MeshStorage::replace(at::Tensor local, const Placements& placements) {
   placements_ = placements;
 }
 
-bool MeshStorage::reduce_with_others() {
-  if (!reducer_) return false;
+void MeshStorage::reduce_with_others() {
+  if (!reducer_) return;
   const auto reducer = std::exchange(reducer_, nullptr);
   reducer();
-  return true;
 }
 
 void MeshStorage::complete() {

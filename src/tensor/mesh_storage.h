@@ -6,6 +6,7 @@
 #include <c10/core/StorageImpl.h>
 
 #include <functional>
+#include <memory>
 
 #include "tessera/mesh/mesh.h"
 
@@ -36,11 +37,16 @@ class MeshStorage final : public c10::StorageImpl {
   void set_completion(Completion completion) { completion_ = std::move(completion); }
   /// Called before a partial value is reduced on demand: whoever batches reductions gets the chance to do it.
   void set_reducer(std::function<void()> reducer) { reducer_ = std::move(reducer); }
-  /// Runs and clears the hook of set_reducer; false if there is none.
-  bool reduce_with_others();
+  /// Runs and clears the hook of set_reducer, if there is one.
+  void reduce_with_others();
 
   /// A view that had to be made from gathered data: writing into it would not reach its base.
   bool is_view_of_copy = false;
+  /// Bit i: sharded along axis i to save memory only. Whoever computes with the value gathers it for that use and
+  /// leaves the other operands where they are. Views inherit it.
+  unsigned gathered_at_use = 0;
+  /// How tensors made after this one (zeros_like: the state of an optimizer) lie; null: as this one does.
+  std::shared_ptr<const Placements> state_placements;
 
   void release_resources() override;
 

@@ -35,22 +35,20 @@ at::Tensor pad_dim(const at::Tensor& tensor, std::int64_t dim, std::int64_t leng
   return at::constant_pad_nd(tensor, padding);
 }
 
-/// Shards of a dim of `size`, one per rank of `group`, become the whole dim.
+/// Shards of a dim of `size`, one per rank of `group`, become the whole dim. A shard whose dim is outermost in memory
+/// travels as it lies, and the whole then lies as the shard did.
 at::Tensor gather(const at::Tensor& local, std::int64_t dim, std::int64_t size, const comm::Communicator& group) {
   const std::int64_t chunk = chunk_extent(size, group.size(), 0).length;
-  const at::Tensor gathered = group.all_gather(pad_dim(local, dim, chunk).contiguous().unsqueeze(0));
-  const at::Tensor whole = gathered.movedim(0, dim).flatten(dim, dim + 1).narrow(dim, 0, size);
-  return whole.contiguous();
+  const at::Tensor rows = pad_dim(local, dim, chunk).movedim(dim, 0);
+  const bool as_it_lies = rows.is_contiguous() && !local.is_contiguous();
+  const at::Tensor whole = group.all_gather(rows.contiguous()).narrow(0, 0, size).movedim(0, dim);
+  return as_it_lies ? whole : whole.contiguous();
 }
 
 /// Sum of everybody's `local`, each rank keeping its chunk of `dim`.
 at::Tensor reduce_scatter(const at::Tensor& local, std::int64_t dim, PartialOp op, const comm::Communicator& group) {
-  const std::int64_t size = local.size(dim);
-  const std::int64_t chunk = chunk_extent(size, group.size(), 0).length;
-  const at::Tensor rows = pad_dim(local, dim, chunk * group.size()).movedim(dim, 0).contiguous();
-  const at::Tensor mine = group.reduce_scatter(rows, reduce_op(op));
-  const Extent extent = chunk_extent(size, group.size(), group.rank());
-  return mine.narrow(0, 0, extent.length).movedim(0, dim).contiguous();
+  const at::Tensor mine = group.reduce_scatter(rows_to_scatter(local, dim, group.size()), reduce_op(op));
+  return from_scattered_rows(mine, dim, local.size(dim), group.size(), group.rank()).contiguous();
 }
 
 /// A new tensor with the reduction; `local` stays as it was (views of it may still be partial).
@@ -101,9 +99,9 @@ struct Step {
 
   /// Extent of `dim` on this rank before `axis` cuts it.
   [[nodiscard]] std::int64_t size_before(int axis, int dim) const {
-    Placements outer = now;
-    for (int inner = axis; inner < outer.size(); ++inner) outer[inner] = Replicate();
-    return local_extent(global_sizes[static_cast<std::size_t>(dim)], dim, outer, mesh).length;
+    Placements before = now;
+    for (int later = 0; later <= axis; ++later) before[later] = Replicate();
+    return local_extent(global_sizes[static_cast<std::size_t>(dim)], dim, before, mesh).length;
   }
 
   [[nodiscard]] bool only_axis_on(int axis, int dim) const {
@@ -113,22 +111,22 @@ struct Step {
     return true;
   }
 
-  /// A chunk of a chunk cannot be kept while the outer chunk changes.
-  [[nodiscard]] bool outer_cut_changes(int axis, int dim) const {
-    for (int outer = 0; outer < axis; ++outer) {
-      if (now[outer].is_shard(dim) != to[outer].is_shard(dim)) return true;
+  /// A chunk of a chunk cannot be kept while the larger chunk changes.
+  [[nodiscard]] bool larger_chunk_changes(int axis, int dim) const {
+    for (int earlier = axis + 1; earlier < now.size(); ++earlier) {
+      if (now[earlier].is_shard(dim) != to[earlier].is_shard(dim)) return true;
     }
     return false;
   }
 };
 
-/// Shards that must go: exchanged directly where that is possible, else gathered; innermost first.
+/// Shards that must go: exchanged directly where that is possible, else gathered; the smallest chunks first.
 void leave_shards(Step& step) {
-  for (int axis = step.now.size() - 1; axis >= 0; --axis) {
+  for (int axis = 0; axis < step.now.size(); ++axis) {
     if (!step.now[axis].is_shard()) continue;
     const int dim = step.now[axis].dim;
     const Placement target = step.to[axis];
-    if (target == step.now[axis] && !step.outer_cut_changes(axis, dim)) continue;
+    if (target == step.now[axis] && !step.larger_chunk_changes(axis, dim)) continue;
     const std::int64_t size = step.size_before(axis, dim);
     if (target.is_shard() && target.dim != dim && step.only_axis_on(axis, dim) && step.only_axis_on(axis, target.dim)) {
       step.local = exchange(step.local, dim, size, target.dim, step.mesh.along(axis));
@@ -140,9 +138,9 @@ void leave_shards(Step& step) {
   }
 }
 
-/// From partial and replicated to where each axis should be; outermost first, so that chunks nest.
+/// From partial and replicated to where each axis should be, in the order in which axes cut.
 void reach_targets(Step& step) {
-  for (int axis = 0; axis < step.now.size(); ++axis) {
+  for (int axis = step.now.size() - 1; axis >= 0; --axis) {
     const Placement now = step.now[axis];
     const Placement target = step.to[axis];
     if (now == target) continue;
@@ -165,6 +163,15 @@ void reach_targets(Step& step) {
 
 }  // namespace
 
+at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, int ranks) {
+  const std::int64_t chunk = chunk_extent(local.size(dim), ranks, 0).length;
+  return pad_dim(local, dim, chunk * ranks).movedim(dim, 0).contiguous();
+}
+
+at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, std::int64_t size, int ranks, int rank) {
+  return rows.narrow(0, 0, chunk_extent(size, ranks, rank).length).movedim(0, dim);
+}
+
 at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes, const Placements& from,
                               const Placements& to, const Mesh& mesh) {
   if (from == to) return local;
@@ -177,12 +184,12 @@ at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_si
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
   MeshStorage& storage = storage_of(tensor);
   if (!storage.placements().any_partial()) return;
+  storage.reduce_with_others();
   Placements reduced = storage.placements();
   for (int axis = 0; axis < reduced.size(); ++axis) {
     if (reduced[axis].is_partial() && wanted[axis].is_replicate()) reduced[axis] = Replicate();
   }
   if (reduced == storage.placements()) return;
-  if (storage.reduce_with_others() && storage.placements() == reduced) return;
   const at::Tensor& local = storage.local();
   storage.replace(redistribute_local(local, tensor.sizes(), storage.placements(), reduced, storage.mesh()), reduced);
 }

@@ -20,6 +20,12 @@ namespace tessera::tensor {
 /// Reduces, inside the storage, the partial axes of `tensor` for which `wanted` is not partial.
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted);
 
+/// `local` as the rows that a reduce-scatter over `ranks` cuts: `dim` first, padded so that all get equally many.
+[[nodiscard]] at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, int ranks);
+/// What rank `rank` received of them, without padding and with `dim` where it was; `size` is what `dim` had before.
+[[nodiscard]] at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, std::int64_t size, int ranks,
+                                             int rank);
+
 /// Bytes that a rank moves to bring one axis from `from` to `to` for a tensor whose shard on all other axes has
 /// `bytes`. Source: alpha-beta model without alpha; ring forms of Thakur et al. 2005. What cannot be done is infinite.
 [[nodiscard]] double redistribution_bytes(const Placement& from, const Placement& to, double bytes, int axis_size);

@@ -29,6 +29,8 @@ struct TensorArg {
   std::int64_t bytes = 0;  ///< of the global value
   bool defined = false;
   int argument = 0;  ///< index in the schema
+  unsigned gathered_at_use = 0;                   ///< see MeshStorage
+  const Placements* state_placements = nullptr;  ///< see MeshStorage
   [[nodiscard]] std::int64_t dim() const noexcept { return static_cast<std::int64_t>(sizes.size()); }
 };
 

@@ -50,12 +50,19 @@ void check_data(const TrainConfig& config, Problems& problems) {
 
 void check_mesh(const TrainConfig& config, Problems& problems) {
   std::int64_t replicas = 1;
+  bool has_dp_shard = config.mesh.empty();
   try {
     for (const auto& axis : parse_axes(config.mesh)) {
+      has_dp_shard = has_dp_shard || axis.name == "dp_shard";
       if (axis.name == "dp_replicate" || axis.name == "dp_shard") replicas *= std::max(axis.size, 1);
     }
   } catch (const ConfigError& error) {
     problems.emplace_back("mesh", error.what());
+  }
+  if (config.plan.zero > 0 && !has_dp_shard) {
+    problems.emplace_back("plan.zero", fmt::format("{} shards over axis dp_shard, which mesh \"{}\" does not have; allowed: "
+                                                   "0, or a mesh such as dp_shard=4",
+                                                   config.plan.zero, config.mesh));
   }
   if (config.batch < replicas) {
     problems.emplace_back("batch",

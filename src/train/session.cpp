@@ -83,15 +83,20 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
 }
 
 Plan plan_of(const TrainConfig& config, const torch::nn::Module& module) {
-  if (!config.plan.file.empty()) return Plan::load(config.plan.file);
-  const auto found = ready_plans().find(config.model.name);
-  return found == ready_plans().end() ? Plan() : found->second(module.named_parameters().keys());
+  const auto ready = ready_plans().find(config.model.name);
+  Plan plan = !config.plan.file.empty()      ? Plan::load(config.plan.file)
+              : ready != ready_plans().end() ? ready->second(module.named_parameters().keys())
+                                             : Plan();
+  if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
+  return plan;
 }
 
-Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh)
+Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh,
+                 const SessionOptions& options)
     : config_(config),
       data_(std::move(data)),
       mesh_(std::move(mesh)),
+      memory_(options.count_memory ? std::make_unique<MemoryMeter>() : nullptr),
       workload_(prepared_workload(config, mesh_)),
       optimizer_(optimizer_table().at(config.optimizer.name)(workload_.module->parameters(), config.optimizer)),
       batches_(data_->train, batch_order(config.data), static_cast<std::uint64_t>(config.seed), config.batch) {}

@@ -24,6 +24,7 @@ comm::Traffic traffic_of(const Session& session) {
 /// One step with its times. The loss is read last: reading waits for the device.
 StepRecord run_step(Session& session, const TrainConfig& config, const TrainOptions& options, std::int64_t index) {
   const comm::Traffic before = traffic_of(session);
+  if (session.memory() != nullptr) session.memory()->reset_peak();
   const Clock::time_point start = Clock::now();
   const at::Tensor loss = session.forward_backward(index);
   StepRecord record{.step = index, .lr = config.optimizer.lr};
@@ -37,6 +38,10 @@ StepRecord run_step(Session& session, const TrainConfig& config, const TrainOpti
   const auto units = static_cast<double>(config.batch * session.workload().units_per_sample);
   record.rate_per_s = units / record.step_ms * 1e3;
   record.peak_memory_bytes = peak_rss_bytes();
+  if (session.memory() != nullptr) {
+    record.allocated_bytes = session.memory()->allocated_bytes();
+    record.peak_allocated_bytes = session.memory()->peak_bytes();
+  }
   return record;
 }
 

@@ -220,9 +220,9 @@ TEST(Plan, FirstMatchDecides) {
   test::on_mesh("tp=2", [](const Mesh& mesh) {
     Plan plan;
     plan.add("up.weight", {{"tp", Shard(1)}}).add("up.*", {{"tp", Shard(0)}});
-    EXPECT_EQ(plan.placements_of("up.weight", mesh), (Placements{Shard(1)}));
-    EXPECT_EQ(plan.placements_of("up.bias", mesh), (Placements{Shard(0)}));
-    EXPECT_EQ(plan.placements_of("norm.weight", mesh), (Placements{Replicate()}));
+    EXPECT_EQ(plan.layout_of("up.weight", 2, mesh).value, (Placements{Shard(1)}));
+    EXPECT_EQ(plan.layout_of("up.bias", 1, mesh).value, (Placements{Shard(0)}));
+    EXPECT_EQ(plan.layout_of("norm.weight", 1, mesh).value, (Placements{Replicate()}));
   });
 }
 

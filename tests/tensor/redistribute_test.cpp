@@ -36,7 +36,7 @@ std::vector<Placements> all_specs(int num_axes) {
 /// The local part of `value` under `spec`; a partial sum is spread as r + 1 shares of unequal weight that add up.
 at::Tensor local_part(const at::Tensor& value, const Placements& spec, const Mesh& mesh) {
   at::Tensor part = value;
-  for (int axis = 0; axis < spec.size(); ++axis) {
+  for (int axis = spec.size() - 1; axis >= 0; --axis) {
     if (spec[axis].is_shard()) {
       const Extent extent = chunk_extent(part.size(spec[axis].dim), mesh.axis_size(axis), mesh.coordinate(axis));
       part = part.narrow(spec[axis].dim, extent.offset, extent.length);

@@ -85,6 +85,9 @@ class Communicator {
   [[nodiscard]] at::Tensor all_gather(const at::Tensor& tensor) const;
   /// [size * n, ...] -> rank r's [n, ...] slice of the reduction over ranks.
   [[nodiscard]] at::Tensor reduce_scatter(const at::Tensor& tensor, ReduceOp op = ReduceOp::kSum) const;
+  /// The same without waiting: wait() fills `output` (contiguous, [n, ...]). Both stay untouched until then.
+  [[nodiscard]] Pending post_reduce_scatter(const at::Tensor& tensor, at::Tensor& output,
+                                            ReduceOp op = ReduceOp::kSum) const;
   /// Rows [splits...] of `tensor` go to ranks 0..size-1; returns the rows received, rank-major.
   [[nodiscard]] at::Tensor all_to_all(const at::Tensor& tensor, const std::vector<std::int64_t>& send_rows,
                                       const std::vector<std::int64_t>& receive_rows) const;
@@ -101,6 +104,8 @@ class Communicator {
   void barrier() const;
 
  private:
+  void check_rows(const at::Tensor& tensor) const;
+
   struct State;
   std::shared_ptr<State> state_;
   int rank_ = 0;

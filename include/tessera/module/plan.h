@@ -11,6 +11,15 @@
 
 namespace tessera {
 
+/// How one parameter and what belongs to it lie on a mesh.
+struct ParameterLayout {
+  Placements value;
+  Placements gradient;  ///< once it is reduced
+  Placements state;     ///< what an optimizer keeps for it
+  /// Bit i: sharded along axis i to save memory; whoever computes with the value gathers it for that use.
+  unsigned gathered_at_use = 0;
+};
+
 /// Patterns over dotted parameter names ("block3.qkv.weight") to placements per axis.
 ///
 /// Patterns  as in fnmatch(3): `*` any characters, `?` one, `[ab]` one of. The first pattern that matches a name
@@ -18,6 +27,8 @@ namespace tessera {
 /// Axes      a plan may name axes that a mesh does not have, so that one plan serves many meshes.
 ///
 /// As a file (TOML):
+///
+///   zero = 3                    # optional: see zero()
 ///
 ///   [[parameters]]
 ///   match = "block*.qkv.*"
@@ -39,6 +50,14 @@ class Plan {
   /// Appends an entry. Throws ConfigError for an unknown axis.
   Plan& add(std::string match, const std::map<std::string, Placement>& placements);
 
+  /// ZeRO: what is cut along dim 0 over axis dp_shard, on top of the entries. 1: the optimizer's state; 2: gradients too;
+  /// 3: parameters too, which are gathered for each use and dropped after it (FSDP; with dp_replicate beside it, HSDP).
+  /// Parameters that an entry shards over dp_shard are left as the entry says. Without effect on a mesh without
+  /// dp_shard. Throws ConfigError if `stage` is not 0 to 3.
+  /// Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.
+  Plan& zero(int stage);
+  [[nodiscard]] int zero() const noexcept { return zero_; }
+
   /// Throws FileError if the file cannot be read, ConfigError naming file, line, key and what is allowed.
   [[nodiscard]] static Plan load(const std::string& path);
   /// `origin` stands for the file name in messages.
@@ -48,14 +67,17 @@ class Plan {
 
   [[nodiscard]] const std::vector<Entry>& entries() const noexcept { return entries_; }
 
-  /// How the parameter of that name lies on `mesh`.
-  [[nodiscard]] Placements placements_of(const std::string& parameter, const Mesh& mesh) const;
+  /// How the parameter of that name, with `num_dims` dims, lies on `mesh`.
+  [[nodiscard]] ParameterLayout layout_of(const std::string& parameter, std::int64_t num_dims, const Mesh& mesh) const;
 
   /// Throws ConfigError if an entry matches none of `parameters`, naming the pattern and the nearest name.
   void check_matches(const std::vector<std::string>& parameters) const;
 
  private:
+  [[nodiscard]] Placements entry_placements(const std::string& parameter, const Mesh& mesh) const;
+
   std::vector<Entry> entries_;
+  int zero_ = 0;
 };
 
 /// Ready plans over the usual names of such modules; tensor parallel on axis `tp`, everything else replicated.

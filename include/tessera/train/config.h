@@ -48,6 +48,8 @@ struct DataConfig {
 struct PlanConfig {
   /// A plan file; empty: the standard plan of the model and mesh.
   std::string file;
+  /// What is sharded over dp_shard besides: 0 as the plan file says, 1 optimizer state, 2 gradients too, 3 parameters too.
+  std::int64_t zero = 0;
   friend bool operator==(const PlanConfig&, const PlanConfig&) = default;
 };
 

@@ -28,6 +28,10 @@ struct StepRecord {
   std::uint64_t comm_bytes = 0;
   double comm_ms_exposed = 0.0;
   std::uint64_t peak_memory_bytes = 0;
+  /// Tensor memory that this rank holds after the step (parameters, gradients, optimizer state), and the most it held
+  /// during it. Null where nobody counts.
+  std::optional<std::int64_t> allocated_bytes = std::nullopt;
+  std::optional<std::int64_t> peak_allocated_bytes = std::nullopt;
 };
 
 /// One evaluation on held-out data; `quality` is accuracy (0 .. 1) or perplexity, as `metric` says.

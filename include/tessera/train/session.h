@@ -11,6 +11,7 @@
 #include "tessera/module/plan.h"
 #include "tessera/train/config.h"
 #include "tessera/train/dataset.h"
+#include "tessera/train/memory_meter.h"
 #include "tessera/train/metrics.h"
 #include "tessera/train/workload.h"
 #include "tessera/verify/equivalence.h"
@@ -24,13 +25,19 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
 /// The plan file that `config` names, else the ready plan of its model.
 [[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module);
 
+struct SessionOptions {
+  /// Counts the tensor memory of this thread from before the model is made.
+  bool count_memory = false;
+};
+
 /// A run in progress. With a mesh, `distribute`, `shard_batch` and `step` are all that differs from one device.
 /// Threads   used by its rank's thread
 class Session {
  public:
   /// `mesh` empty: plain tensors on one device, the reference of everything else.
   /// Order   collective with a mesh
-  Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh);
+  Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh,
+          const SessionOptions& options = {});
 
   /// Forward and backward of the batch of `step`; the loss stays on the device.
   at::Tensor forward_backward(std::int64_t step);
@@ -49,6 +56,8 @@ class Session {
   [[nodiscard]] const Workload& workload() const noexcept { return workload_; }
   [[nodiscard]] const std::optional<Mesh>& mesh() const noexcept { return mesh_; }
   [[nodiscard]] torch::optim::Optimizer& optimizer() noexcept { return *optimizer_; }
+  /// Null unless the options asked for it.
+  [[nodiscard]] MemoryMeter* memory() noexcept { return memory_.get(); }
   [[nodiscard]] std::int64_t num_steps() const noexcept;
   [[nodiscard]] std::int64_t num_held_out() const noexcept { return data_->held_out.size(); }
 
@@ -58,6 +67,7 @@ class Session {
   TrainConfig config_;
   std::shared_ptr<const Dataset> data_;
   std::optional<Mesh> mesh_;
+  std::unique_ptr<MemoryMeter> memory_;
   Workload workload_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
   BatchStream batches_;

@@ -35,7 +35,9 @@ std::string format_json(const StepRecord& record, std::string_view unit) {
                    {fmt::format("{}_per_s", unit), record.rate_per_s},
                    {"comm_bytes", record.comm_bytes},
                    {"comm_ms_exposed", record.comm_ms_exposed},
-                   {"peak_memory_bytes", record.peak_memory_bytes}});
+                   {"peak_memory_bytes", record.peak_memory_bytes},
+                   {"allocated_bytes", or_null(record.allocated_bytes)},
+                   {"peak_allocated_bytes", or_null(record.peak_allocated_bytes)}});
 }
 
 std::string format_json(const EvalRecord& record) {
