@@ -116,9 +116,10 @@ class Hook final : public torch::autograd::PostAccumulateGradHook {
 
 void GradientReducer::on_gradient(const at::Tensor& gradient, const Placements& target) {
   if (!synchronising_ || !tensor::is_mesh(gradient)) return;
+  scatter(gradient, target);
   tensor::MeshStorage& storage = tensor::storage_of(gradient);
   if (partial_axes(storage.placements()) == 0) return;
-  bucket_.push_back({gradient, target});
+  bucket_.push_back(gradient);
   bucket_bytes_ += static_cast<std::int64_t>(storage.local_unfinished().nbytes());
   storage.set_reducer([self = weak_from_this()] {
     if (const auto reducer = self.lock()) reducer->flush();
@@ -128,25 +129,31 @@ void GradientReducer::on_gradient(const at::Tensor& gradient, const Placements& 
 }
 
 void GradientReducer::flush() {
-  const std::vector<Waiting> bucket = std::exchange(bucket_, {});
+  const std::vector<at::Tensor> gradients = std::exchange(bucket_, {});
   bucket_bytes_ = 0;
   first_bucket_sent_ = true;
-  for (const Waiting& waiting : bucket) tensor::storage_of(waiting.gradient).set_reducer(nullptr);
-  scatter(bucket);
-  std::vector<at::Tensor> gradients;
-  for (const Waiting& waiting : bucket) gradients.push_back(waiting.gradient);
+  for (const at::Tensor& gradient : gradients) tensor::storage_of(gradient).set_reducer(nullptr);
   for (const Batch& batch : group(gradients)) start(batch);
 }
 
-/// Whole gradients stay in memory until their reduce-scatter is done, so only one bucket of them may be under way.
-void GradientReducer::scatter(const std::vector<Waiting>& bucket) {
-  for (const at::Tensor& gradient : std::exchange(scattering_, {})) (void)tensor::storage_of(gradient).local();
-  for (const auto& [gradient, target] : bucket) {
-    for (int axis = target.size() - 1; axis >= 0; --axis) {
-      if (!target[axis].is_shard() || tensor::storage_of(gradient).placements()[axis] != Partial()) continue;
-      start_scatter(gradient, axis, target[axis]);
-      scattering_.push_back(gradient);
-    }
+void GradientReducer::scatter(const at::Tensor& gradient, const Placements& target) {
+  for (int axis = target.size() - 1; axis >= 0; --axis) {
+    tensor::MeshStorage& storage = tensor::storage_of(gradient);
+    if (!target[axis].is_shard() || storage.placements()[axis] != Partial()) continue;
+    const auto whole_bytes = static_cast<std::int64_t>(storage.local().nbytes());
+    start_scatter(gradient, axis, target[axis]);
+    scattering_.emplace_back(gradient, whole_bytes);
+    scattering_bytes_ += whole_bytes;
+  }
+  finish_scatters(options_.first_bucket_bytes);
+  if (!scattering_.empty()) flush_when_backward_ends();
+}
+
+void GradientReducer::finish_scatters(std::int64_t allowed_bytes) {
+  while (!scattering_.empty() && scattering_bytes_ > allowed_bytes) {
+    (void)tensor::storage_of(scattering_.front().first).local();
+    scattering_bytes_ -= scattering_.front().second;
+    scattering_.pop_front();
   }
 }
 
@@ -156,7 +163,7 @@ void GradientReducer::flush_when_backward_ends() {
   torch::autograd::Engine::get_default_engine().queue_callback([self = shared_from_this()] {
     self->flush_queued_ = false;
     self->flush();
-    self->scattering_.clear();
+    self->finish_scatters(0);
     self->first_bucket_sent_ = false;
   });
 }

@@ -4,7 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <deque>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "tessera/module/distribute.h"
@@ -12,7 +14,8 @@
 namespace tessera::module {
 
 /// Collects gradients in the order in which backward completes them. A bucket's reduction starts when it is full, the
-/// rest when backward ends or when somebody reads a gradient. A gradient's storage is pending until then.
+/// rest when backward ends or when somebody reads a gradient. A gradient that is to be sharded is reduce-scattered at
+/// once, so that its whole value does not stay. A gradient's storage is pending until then.
 ///
 /// Why here and not in c10d::Reducer: a gradient is a partial mesh tensor, so what has to be reduced, over which axes
 /// and by whom is known from its placements alone.
@@ -30,19 +33,16 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
   [[nodiscard]] bool synchronising() const noexcept { return synchronising_; }
 
  private:
-  struct Waiting {
-    at::Tensor gradient;
-    Placements target;
-  };
-
   void flush_when_backward_ends();
-  void scatter(const std::vector<Waiting>& bucket);
+  void scatter(const at::Tensor& gradient, const Placements& target);
+  void finish_scatters(std::int64_t allowed_bytes);
 
   DistributeOptions options_;
-  std::vector<Waiting> bucket_;
-  /// What the last bucket's reduce-scatters will fill.
-  std::vector<at::Tensor> scattering_;
+  std::vector<at::Tensor> bucket_;
   std::int64_t bucket_bytes_ = 0;
+  /// Gradients whose reduce-scatter is under way, oldest first, and the bytes that their whole values hold.
+  std::deque<std::pair<at::Tensor, std::int64_t>> scattering_;
+  std::int64_t scattering_bytes_ = 0;
   bool first_bucket_sent_ = false;
   bool flush_queued_ = false;
   bool synchronising_ = true;

@@ -28,17 +28,31 @@ double bytes_without(const OpCall& call, std::size_t index, int axis) {
   return bytes;
 }
 
-/// What a gathered parameter's bytes count: enough to prefer a row without them, never enough to move anything else in
-/// their stead.
-constexpr double kGatheredAtUse = 1e-9;
+/// What bringing the inputs to where a row wants them costs.
+struct InputBytes {
+  double moved = 0;
+  double gathered_for_use = 0;  ///< parameters that are sharded to save memory only: no price at all, but for ties
+};
 
-double input_bytes(const OpCall& call, std::size_t index, const Placement& wanted, int axis) {
-  const TensorArg& tensor = call.tensors[index];
-  if (!tensor.defined) return 0;
-  const double bytes = redistribution_bytes(tensor.placements[axis], wanted, bytes_without(call, index, axis),
-                                            call.mesh.axis_size(axis));
-  const bool for_this_use = wanted.is_replicate() && (tensor.gathered_at_use >> static_cast<unsigned>(axis) & 1U) != 0;
-  return for_this_use ? bytes * kGatheredAtUse : bytes;
+InputBytes input_bytes(const OpCall& call, const Row& row, int axis) {
+  InputBytes bytes;
+  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+    const TensorArg& tensor = call.tensors[i];
+    if (!tensor.defined) continue;
+    const double here = redistribution_bytes(tensor.placements[axis], row.inputs[i], bytes_without(call, i, axis),
+                                             call.mesh.axis_size(axis));
+    const bool for_use = row.inputs[i].is_replicate() && (tensor.gathered_at_use >> static_cast<unsigned>(axis) & 1U) != 0;
+    (for_use ? bytes.gathered_for_use : bytes.moved) += here;
+  }
+  return bytes;
+}
+
+double largest_input_bytes(const OpCall& call, int axis) {
+  double largest = 0;
+  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+    if (call.tensors[i].defined) largest = std::max(largest, bytes_without(call, i, axis));
+  }
+  return largest;
 }
 
 /// An in-place operator's result goes back to where `self` lies; a partial sum that was reduced stays reduced.
@@ -49,20 +63,20 @@ double write_back_bytes(const OpCall& call, const Row& row, int axis) {
   return redistribution_bytes(row.outputs[0], home, bytes_without(call, 0, axis), call.mesh.axis_size(axis));
 }
 
+/// Bytes, then bytes gathered for this use: compared in that order.
+using Cost = std::pair<double, double>;
+
 /// Bytes moved now, and bytes that partial outputs will cost when somebody reads them. A row that moves nothing now
 /// wins over any other: the later reduction may never be needed, or be shared.
-double row_cost(const OpCall& call, const Row& row, int axis) {
-  double bytes = write_back_bytes(call, row, axis);
-  double largest = 0;
-  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
-    if (call.tensors[i].defined) largest = std::max(largest, bytes_without(call, i, axis));
-    bytes += input_bytes(call, i, row.inputs[i], axis);
-  }
-  if (bytes == 0) return 0;
+Cost row_cost(const OpCall& call, const Row& row, int axis) {
+  const InputBytes inputs = input_bytes(call, row, axis);
+  double bytes = inputs.moved + write_back_bytes(call, row, axis);
+  if (bytes == 0) return {0, inputs.gathered_for_use};
   for (const Placement& output : row.outputs) {
-    if (output.is_partial()) bytes += redistribution_bytes(output, Replicate(), largest, call.mesh.axis_size(axis));
+    if (!output.is_partial()) continue;
+    bytes += redistribution_bytes(output, Replicate(), largest_input_bytes(call, axis), call.mesh.axis_size(axis));
   }
-  return bytes;
+  return {bytes, inputs.gathered_for_use};
 }
 
 /// A row may cut a dim only if the tensor has it.
@@ -77,10 +91,10 @@ Row choose_row(const OpCall& call, const Rule* rule, int axis) {
   Rows rows{replicated_row(call)};
   if (rule != nullptr && rule->rows != nullptr) rule->rows(call, axis, rows);
   const Row* best = nullptr;
-  double best_cost = std::numeric_limits<double>::infinity();
+  Cost best_cost{std::numeric_limits<double>::infinity(), 0};
   for (const Row& row : rows) {
     if (!cuts_exist(call, row)) continue;
-    const double cost = row_cost(call, row, axis);
+    const Cost cost = row_cost(call, row, axis);
     if (cost < best_cost) {
       best = &row;
       best_cost = cost;

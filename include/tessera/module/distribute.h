@@ -18,7 +18,7 @@ struct DistributeOptions {
   /// Gradients travel in buckets of about this many bytes per rank; the first bucket is smaller, so that communication
   /// starts early. Source: Li et al. 2020, arXiv:2006.15704, section 3.2.
   std::int64_t bucket_bytes = std::int64_t{25} << 20;
-  std::int64_t first_bucket_bytes = std::int64_t{1} << 20;
+  std::int64_t first_bucket_bytes = std::int64_t{1} << 20;  ///< also: whole gradients awaiting their reduce-scatter
 };
 
 /// Turns the module's parameters (as `plan` says) and buffers (replicated) into mesh tensors, in place: optimizers and
