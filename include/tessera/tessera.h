@@ -6,5 +6,6 @@
 #include "tessera/launch/launch.h"
 #include "tessera/mesh/mesh.h"
 #include "tessera/module/distribute.h"
+#include "tessera/module/fused_optimizers.h"
 #include "tessera/module/plan.h"
 #include "tessera/tensor/mesh_tensor.h"

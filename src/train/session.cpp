@@ -6,6 +6,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/module/distribute.h"
+#include "tessera/module/fused_optimizers.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/train/safetensors.h"
 
@@ -18,7 +19,7 @@ const std::map<std::string, OptimizerMaker>& optimizer_table() {
   static const std::map<std::string, OptimizerMaker> kTable{
       {"adamw",
        [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
-         return std::make_unique<torch::optim::AdamW>(
+         return std::make_unique<FusedAdamW>(
              std::move(parameters), torch::optim::AdamWOptions(config.lr).weight_decay(config.weight_decay));
        }},
       {"adam",
@@ -28,7 +29,7 @@ const std::map<std::string, OptimizerMaker>& optimizer_table() {
        }},
       {"sgd",
        [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
-         return std::make_unique<torch::optim::SGD>(
+         return std::make_unique<FusedSgd>(
              std::move(parameters),
              torch::optim::SGDOptions(config.lr).momentum(config.momentum).weight_decay(config.weight_decay));
        }},

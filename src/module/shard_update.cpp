@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opening tensors for an element-wise update, and bringing results home.
+#include "module/shard_update.h"
+
+#include <ATen/ops/empty_like.h>
+
+#include "tensor/mesh_storage.h"
+#include "tensor/redistribute.h"
+#include "tessera/base/error.h"
+#include "tessera/tensor/mesh_tensor.h"
+
+namespace tessera::module {
+namespace {
+
+/// Dense memory ordered as that of `like`: `local` itself if it is that already.
+at::Tensor ordered_like(const at::Tensor& local, const at::Tensor& like) {
+  const bool same_order = local.strides() == like.strides() || (local.is_contiguous() && like.is_contiguous());
+  return same_order && local.scalar_type() == like.scalar_type() ? local : at::empty_like(like).copy_(local);
+}
+
+at::Tensor dense(const at::Tensor& local) {
+  return local.is_non_overlapping_and_dense() ? local : at::empty_like(local);
+}
+
+}  // namespace
+
+ShardUpdate::ShardUpdate(const at::Tensor& like) : like_(dense(local(like))) {
+  if (!is_mesh_tensor(like)) return;
+  mesh_ = mesh_of(like);
+  placements_ = placements(like);
+}
+
+at::Tensor ShardUpdate::read(const at::Tensor& tensor) const {
+  check<ShapeError>(!tensor.is_sparse(),
+                    "optimizer step: the gradient is sparse; allowed: dense gradients; set sparse "
+                    "to false where it is made, or use torch::optim::SGD");
+  if (!mesh_) return ordered_like(full(tensor), like_);
+  if (is_mesh_tensor(tensor)) return ordered_like(tensor::read_as(tensor, placements_), like_);
+  const Placements whole = Placements::replicated(mesh_->num_axes());
+  return ordered_like(tensor::redistribute_local(tensor, tensor.sizes(), whole, placements_, *mesh_), like_);
+}
+
+at::Tensor ShardUpdate::write(const at::Tensor& tensor) {
+  at::Tensor opened = read(tensor);
+  written_.emplace_back(tensor, opened);
+  return opened;
+}
+
+void ShardUpdate::finish() {
+  for (const auto& [tensor, opened] : written_) {
+    at::Tensor home = local(tensor);
+    const bool moved = mesh_ && is_mesh_tensor(tensor) && !(placements(tensor) == placements_);
+    const at::Tensor value =
+        moved ? tensor::redistribute_local(opened, tensor.sizes(), placements_, placements(tensor), *mesh_) : opened;
+    if (!value.is_same(home)) home.copy_(value);
+    tensor.unsafeGetTensorImpl()->bump_version();
+  }
+  written_.clear();
+}
+
+}  // namespace tessera::module

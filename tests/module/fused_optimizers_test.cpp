@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fused optimizers against those of torch::optim, on plain and on mesh parameters.
+#include "tessera/module/fused_optimizers.h"
+
+#include <gtest/gtest.h>
+
+#include "module/models.h"
+#include "tessera/base/error.h"
+
+namespace tessera {
+namespace {
+
+using at::Tensor;
+
+constexpr int kSteps = 5;
+/// Adam divides by the root of tiny second moments, which lifts rounding of 1e-16 by about three digits.
+constexpr double kRounding = 1e-12;
+
+template <class Optimizer, class Options>
+std::vector<Tensor> train_alone(const Options& options) {
+  test::Net net = test::make_net();
+  Optimizer optimizer(net->parameters(), options);
+  for (int index = 0; index < kSteps; ++index) {
+    optimizer.zero_grad();
+    test::backward(net, test::inputs(index), test::targets());
+    optimizer.step();
+  }
+  return net->parameters();
+}
+
+template <class Fused, class Reference, class Options>
+void expect_equal(const Options& options) {
+  const std::vector<Tensor> expected = train_alone<Reference>(options);
+  const std::vector<Tensor> alone = train_alone<Fused>(options);
+  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_LE(test::difference(alone[i], expected[i]), kRounding);
+  test::on_layouts([&](const Mesh& mesh, test::Net& net) {
+    Fused optimizer(net->parameters(), options);
+    for (int index = 0; index < kSteps; ++index) {
+      optimizer.zero_grad();
+      test::backward(mesh, net, index);
+      optimizer.step();
+    }
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_LE(test::difference(net->parameters()[i], expected[i]), kRounding) << i;
+    }
+    EXPECT_TRUE(replicated_fallbacks(mesh).empty());
+  });
+}
+
+TEST(FusedAdamW, MatchesTorchOnPlainAndMeshParameters) {
+  using torch::optim::AdamWOptions;
+  for (const AdamWOptions& options :
+       {AdamWOptions(1e-2), AdamWOptions(1e-2).amsgrad(true), AdamWOptions(1e-2).weight_decay(0),
+        AdamWOptions(1e-2).betas({0.5, 0.7}).eps(1e-4)}) {
+    expect_equal<FusedAdamW, torch::optim::AdamW>(options);
+  }
+}
+
+TEST(FusedSgd, MatchesTorchOnPlainAndMeshParameters) {
+  using torch::optim::SGDOptions;
+  for (const SGDOptions& options :
+       {SGDOptions(0.1), SGDOptions(0.1).weight_decay(0.01), SGDOptions(0.1).momentum(0.9).dampening(0.2),
+        SGDOptions(0.1).momentum(0.9).nesterov(true).weight_decay(0.01)}) {
+    expect_equal<FusedSgd, torch::optim::SGD>(options);
+  }
+}
+
+TEST(FusedAdamW, KeepsTheStateOfTorchWhereTheParameterLies) {
+  test::on_layouts([](const Mesh& mesh, test::Net& net) {
+    FusedAdamW optimizer(net->parameters());
+    test::backward(mesh, net);
+    optimizer.step();
+    for (const Tensor& parameter : net->parameters()) {
+      const auto& state =
+          static_cast<torch::optim::AdamWParamState&>(*optimizer.state().at(parameter.unsafeGetTensorImpl()));
+      EXPECT_EQ(state.step(), 1);
+      EXPECT_EQ(placements(state.exp_avg()), placements(parameter));
+      EXPECT_EQ(placements(state.exp_avg_sq()), placements(parameter));
+    }
+  });
+}
+
+TEST(FusedAdamW, SendsNothingOnceGradientsAreReduced) {
+  test::on_layouts([](const Mesh& mesh, test::Net& net) {
+    FusedAdamW optimizer(net->parameters());
+    test::backward(mesh, net);
+    for (const Tensor& parameter : net->parameters())
+      parameter.mutable_grad() = redistribute(parameter.grad(), placements(parameter));
+    const auto before = mesh.traffic();
+    optimizer.step();
+    EXPECT_EQ(mesh.traffic().calls, before.calls);
+  });
+}
+
+TEST(FusedAdamW, UpdatesParametersOfSeveralDtypesMemoryOrdersAndAges) {
+  const auto run = [](auto make) {
+    std::vector<Tensor> parameters{torch::linspace(0, 1, 12, torch::kDouble).view({3, 4}).t(),
+                                   torch::linspace(0, 1, 20, torch::kFloat).view({4, 5}).slice(1, 0, 5, 2),
+                                   torch::linspace(0, 1, 7, torch::kDouble)};
+    for (Tensor& parameter : parameters) parameter = parameter.detach().requires_grad_();
+    const auto optimizer = make(parameters);
+    for (int index = 0; index < kSteps; ++index) {
+      optimizer->zero_grad();
+      // The last one joins late.
+      for (std::size_t i = 0; i < parameters.size() - (index < 2 ? 1 : 0); ++i) {
+        (parameters[i].contiguous().pow(2) * (i + 1)).sum().backward();
+      }
+      optimizer->step();
+    }
+    return parameters;
+  };
+  const auto expected =
+      run([](auto p) { return std::make_unique<torch::optim::AdamW>(p, torch::optim::AdamWOptions(0.1)); });
+  const auto found = run([](auto p) { return std::make_unique<FusedAdamW>(p, torch::optim::AdamWOptions(0.1)); });
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    EXPECT_LE(test::difference(found[i], expected[i]), expected[i].scalar_type() == torch::kDouble ? kRounding : 1e-6);
+  }
+}
+
+TEST(FusedAdamW, TellsAutogradThatParametersChanged) {
+  test::on_layouts([](const Mesh& mesh, test::Net& net) {
+    FusedAdamW optimizer(net->parameters());
+    test::backward(mesh, net);
+    const Tensor output = net->forward(shard_batch(mesh, test::inputs()).requires_grad_());
+    optimizer.step();
+    EXPECT_THROW(output.sum().backward(), c10::Error) << "the graph saved weights that are gone";
+  });
+}
+
+TEST(FusedAdamW, SavesAndLoadsAsTorchDoes) {
+  test::Net net = test::make_net();
+  torch::optim::AdamW torch_optimizer(net->parameters(), torch::optim::AdamWOptions(0.1));
+  FusedAdamW fused(net->parameters(), torch::optim::AdamWOptions(0.2));
+  test::backward(net, test::inputs(), test::targets());
+  torch_optimizer.step();
+  torch::serialize::OutputArchive written;
+  torch_optimizer.save(written);
+  std::stringstream stream;
+  written.save_to(stream);
+  torch::serialize::InputArchive read;
+  read.load_from(stream);
+  fused.load(read);
+  EXPECT_EQ(static_cast<torch::optim::AdamWOptions&>(fused.param_groups()[0].options()).lr(), 0.1);
+  fused.step();
+  const auto& state = *fused.state().at(net->parameters()[0].unsafeGetTensorImpl());
+  EXPECT_EQ(static_cast<const torch::optim::AdamWParamState&>(state).step(), 2);
+}
+
+TEST(FusedAdamW, RefusesSparseGradients) {
+  Tensor parameter = torch::ones({4}, torch::requires_grad());
+  parameter.mutable_grad() = torch::sparse_coo_tensor(torch::zeros({1, 1}, torch::kLong), torch::ones({1}), {4});
+  FusedAdamW optimizer({parameter});
+  EXPECT_THROW(optimizer.step(), ShapeError);
+}
+
+}  // namespace
+}  // namespace tessera
