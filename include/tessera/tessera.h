@@ -8,3 +8,4 @@
 #include "tessera/module/distribute.h"
 #include "tessera/module/plan.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/random.h"

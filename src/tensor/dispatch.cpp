@@ -89,8 +89,9 @@ class Call {
 
   void refuse_what_has_no_meaning() const {
     check<ShapeError>(!info_.random || info_.rule != nullptr || mesh_->size() == 1,
-                      "{} draws random numbers that would differ between the ranks of mesh {}; draw on a plain tensor "
-                      "that is the same on every rank and use tessera::distribute",
+                      "{} draws random numbers that would differ between the ranks of mesh {}; allowed: dropout, bernoulli, "
+                      "uniform_, normal_, random_ and their kin (tessera/tensor/random.h), or a plain tensor that is "
+                      "the same on every rank and tessera::distribute",
                       info_.name, mesh_->to_string());
     for (const TensorSlot& slot : tensors_) {
       check<ShapeError>(!slot.written || !is_mesh(slot.tensor) || !storage_of(slot.tensor).is_view_of_copy,
@@ -384,6 +385,7 @@ void register_operators() {
     static torch::Library any(torch::Library::IMPL, "_", kMeshKey, __FILE__, __LINE__);
     register_all(aten);
     any.fallback(torch::CppFunction::makeFromBoxedFunction<&other_namespaces>());
+    register_composites();
   });
 }
 
