@@ -9,3 +9,4 @@
 #include "tessera/module/fused_optimizers.h"
 #include "tessera/module/plan.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/random.h"

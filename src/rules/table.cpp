@@ -21,6 +21,7 @@ const RuleTable& rule_table() {
     rules::add_embedding_rules(table);
     rules::add_attention_rules(table);
     rules::add_loss_rules(table);
+    rules::add_random_rules(table);
     return table;
   }();
   return kTable;

@@ -116,6 +116,17 @@ void localise_sizes(const OpCall& call, Decision& decision) {
   decision.edits.emplace_back(1, int_list(tensor::local_sizes(global, decision.outputs[0], call.mesh)));
 }
 
+/// The strides that come with _reshape_alias are those of the global metadata; the shard finds its own.
+void compute_reshape_alias(const c10::OperatorHandle& op, const Decision&, const Mesh&, torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  stack.emplace_back(arguments[0].toTensor().view(arguments[1].toDimVector()));
+}
+
+void localise_reshape_alias(const OpCall& call, Decision& decision) {
+  localise_sizes<view_sizes>(call, decision);
+  decision.compute = compute_reshape_alias;
+}
+
 // slice_backward(grad, input_sizes, dim, start, end, step); select_backward(grad, input_sizes, dim, index)
 std::vector<Sizes> input_sizes_argument(const OpCall& call) {
   const auto sizes = call.named("input_sizes").toDimVector();
@@ -176,6 +187,7 @@ void add_view_rules(RuleTable& table) {
     table[name] = {
         .rows = mapped_rows<view_map>, .localise = localise_sizes<view_sizes>, .output_sizes = view_sizes};
   }
+  table["aten::_reshape_alias"].localise = localise_reshape_alias;
   for (const char* name : {"aten::select", "aten::unbind"}) table[name] = {.rows = mapped_rows<removed_dim_map>};
   for (const char* name : {"aten::slice", "aten::split", "aten::split_with_sizes", "aten::unsafe_split"}) {
     table[name] = {.rows = mapped_rows<cut_dim_map>};

@@ -12,7 +12,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "tensor/philox.h"
 #include "tensor/rule.h"
+#include "tessera/tensor/random.h"
 
 namespace tessera::tensor {
 
@@ -44,6 +46,11 @@ class MeshRuntime {
 
   void count_fallback(const std::string& operator_name) { ++fallbacks_[operator_name]; }
   [[nodiscard]] const std::map<std::string, std::int64_t>& fallbacks() const noexcept { return fallbacks_; }
+
+  /// The words of the next random operator.
+  [[nodiscard]] PhiloxStream next_stream() noexcept { return {random.seed, random.num_draws++}; }
+
+  RandomState random;
 
  private:
   struct Hash {

@@ -88,7 +88,7 @@ class Call {
   }
 
   void refuse_what_has_no_meaning() const {
-    // Not check(): its arguments, texts among them, would be made on every call.
+// Not check(): its arguments, texts among them, would be made on every call.
     if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]] refuse_random();
     for (const TensorSlot& slot : tensors_) {
       if (slot.written && is_mesh(slot.tensor) && storage_of(slot.tensor).is_view_of_copy) [[unlikely]] {
@@ -101,9 +101,11 @@ class Call {
   }
 
   [[noreturn]] void refuse_random() const {
-    throw ShapeError(fmt::format("{} draws random numbers that would differ between the ranks of mesh {}; draw on a "
-                                 "plain tensor that is the same on every rank and use tessera::distribute",
-                                 info_.name, mesh_->to_string()));
+    throw ShapeError(fmt::format(
+        "{} draws random numbers that would differ between the ranks of mesh {}; allowed: dropout, bernoulli, uniform_, "
+        "normal_, random_ and their kin (tessera/tensor/random.h), or a plain tensor that is the same on every rank and "
+        "tessera::distribute",
+        info_.name, mesh_->to_string()));
   }
 
   [[nodiscard]] static const Placements& placements_of(const TensorSlot& slot) {
@@ -412,6 +414,7 @@ void register_operators() {
     static torch::Library any(torch::Library::IMPL, "_", kMeshKey, __FILE__, __LINE__);
     register_all(aten);
     any.fallback(torch::CppFunction::makeFromBoxedFunction<&other_namespaces>());
+    register_composites();
   });
 }
 

@@ -96,4 +96,8 @@ using RuleTable = std::unordered_map<std::string, Rule>;
 /// Defined by the rules floor.
 [[nodiscard]] const Rule* find_rule(const c10::OperatorHandle& op);
 
+/// Registers kernels for operators that LibTorch would compose of others in a way that is wrong on a mesh. Called once.
+/// Defined by the rules floor.
+void register_composites();
+
 }  // namespace tessera::tensor

@@ -64,6 +64,7 @@ const std::vector<Case>& cases() {
       {"pooling", [] { return Tensors{values({4, 3, 6, 6})}; }, [](const Tensors& x) { return Tensors{torch::max_pool2d(x[0], 2), torch::avg_pool2d(x[0], 2)}; }},
       {"embedding", [] { return Tensors{values({7, 4}), indices({3, 5}, 7)}; }, [](const Tensors& x) { return Tensors{torch::embedding(x[0], x[1])}; }},
       {"attention", [] { return Tensors{values({2, 4, 5, 3}), values({2, 4, 5, 3}) * 2, values({2, 4, 5, 3}) + 1}; }, [](const Tensors& x) { return Tensors{torch::scaled_dot_product_attention(x[0], x[1], x[2], {}, 0.0, true)}; }},
+      {"reshape_transposed", [] { return Tensors{values({3, 4, 5, 2})}; }, [](const Tensors& x) { return Tensors{x[0].transpose(2, 3).reshape({12, 2, 5}), torch::matmul(x[0], x[0].transpose(2, 3))}; }},
       {"cross_entropy", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
       {"cross_entropy_ignore", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { namespace F = torch::nn::functional; return Tensors{F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().ignore_index(3)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kSum)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kNone))}; }},
       {"mse", [] { return Tensors{values({5, 3}), values({5, 3}) * 2}; }, [](const Tensors& x) { return Tensors{torch::mse_loss(x[0], x[1]), torch::mse_loss(x[0], x[1], at::Reduction::Sum), torch::smooth_l1_loss(x[0], x[1]), torch::huber_loss(x[0], x[1])}; }},
@@ -252,13 +253,6 @@ TEST(Fallback, IsAnErrorInStrictMode) {
         EXPECT_THROW((void)torch::sort(spread_values), ShapeError);
       },
       {.strict = true});
-}
-
-TEST(RandomOperator, IsRefusedOnSeveralRanks) {
-  test::on_mesh("dp=2", [](const Mesh& mesh) {
-    const Tensor spread_values = distribute(values({6}), mesh, {Shard(0)});
-    EXPECT_THROW((void)torch::dropout(spread_values, 0.5, true), ShapeError);
-  });
 }
 
 TEST(ViewAlongAShardedDim, RefusesToBeWrittenInto) {

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention that drops probabilities: its fused kernels draw from the device's generator, so it runs in its plain form,
+// whose dropout draws as every other on a mesh.
+#include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/scaled_dot_product_attention_native.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "tensor/rule.h"
+
+namespace tessera::tensor {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+/// The plain form adds its mask: false means minus infinity.
+OptionalTensor additive(const OptionalTensor& mask, const at::Tensor& query) {
+  if (!mask || mask->scalar_type() != at::kBool) return mask;
+  return at::zeros_like(*mask, query.options())
+      .masked_fill(mask->logical_not(), -std::numeric_limits<double>::infinity());
+}
+
+at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                     const OptionalTensor& mask, double dropout_p, bool is_causal, std::optional<double> scale,
+                     bool enable_gqa) {
+  if (dropout_p == 0) {
+    return at::native::scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa);
+  }
+  return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, additive(mask, query), dropout_p,
+                                                            is_causal,
+                                                            /*dropout_mask=*/std::nullopt, scale, enable_gqa));
+}
+
+}  // namespace
+
+void register_composites() {
+  // A kernel of the mesh key alone would take the autograd key's composite away.
+  static torch::Library forward(torch::Library::IMPL, "aten", kMeshKey, __FILE__, __LINE__);
+  static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse3, __FILE__,
+                                 __LINE__);
+  for (torch::Library* library : {&forward, &autograd}) library->impl("scaled_dot_product_attention", attention);
+}
+
+}  // namespace tessera::tensor
