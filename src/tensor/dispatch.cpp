@@ -88,7 +88,7 @@ class Call {
   }
 
   void refuse_what_has_no_meaning() const {
-// Not check(): its arguments, texts among them, would be made on every call.
+    // Not check(): its arguments, texts among them, would be made on every call.
     if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]] refuse_random();
     for (const TensorSlot& slot : tensors_) {
       if (slot.written && is_mesh(slot.tensor) && storage_of(slot.tensor).is_view_of_copy) [[unlikely]] {
