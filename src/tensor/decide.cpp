@@ -2,6 +2,7 @@
 // From rows to a decision: the cheapest legal row on every axis.
 #include "tensor/decide.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "tensor/redistribute.h"
@@ -87,13 +88,18 @@ bool cuts_exist(const OpCall& call, const Row& row) {
   return true;
 }
 
+/// What an in-place operator leaves lies as what it was given.
+bool writes_where_it_reads(const OpCall& call, const Row& row) {
+  return !call.in_place || row.outputs[0] == row.inputs[0];
+}
+
 Row choose_row(const OpCall& call, const Rule* rule, int axis) {
   Rows rows{replicated_row(call)};
   if (rule != nullptr && rule->rows != nullptr) rule->rows(call, axis, rows);
   const Row* best = nullptr;
   Cost best_cost{std::numeric_limits<double>::infinity(), 0};
   for (const Row& row : rows) {
-    if (!cuts_exist(call, row)) continue;
+    if (!cuts_exist(call, row) || !writes_where_it_reads(call, row)) continue;
     const Cost cost = row_cost(call, row, axis);
     if (cost < best_cost) {
       best = &row;
@@ -138,6 +144,73 @@ Sizes follow_inputs(const OpCall& call, const Decision& decision, const Placemen
   return sizes;
 }
 
+/// Chooses on every axis and puts the axes together.
+void choose_rows(const OpCall& call, const Rule* rule, Decision& decision) {
+  const int num_axes = call.mesh.num_axes();
+  decision.inputs.resize(call.tensors.size(), Placements::replicated(num_axes));
+  decision.outputs.resize(static_cast<std::size_t>(call.num_outputs()), Placements::replicated(num_axes));
+  for (int axis = 0; axis < num_axes; ++axis) {
+    if (call.mesh.axis_size(axis) == 1) continue;
+    const Row row = choose_row(call, rule, axis);
+    for (std::size_t i = 0; i < row.inputs.size(); ++i) decision.inputs[i][axis] = row.inputs[i];
+    for (std::size_t i = 0; i < row.outputs.size(); ++i) decision.outputs[i][axis] = row.outputs[i];
+  }
+}
+
+bool is_list(const OpCall& call, std::size_t index) { return call.argument(call.tensors[index].argument).isList(); }
+
+/// Which tensors make up call `element` of an operator on lists: that element of each list, and what is in no list.
+c10::SmallVector<std::size_t, 8> members_of(const OpCall& call, std::size_t element) {
+  c10::SmallVector<std::size_t, 8> members;
+  std::size_t position = 0;
+  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+    position = i > 0 && call.tensors[i].argument == call.tensors[i - 1].argument ? position + 1 : 0;
+    if (position == element || !is_list(call, i)) members.push_back(i);
+  }
+  return members;
+}
+
+OpCall call_of_element(const OpCall& call, const c10::SmallVector<std::size_t, 8>& members) {
+  OpCall result{call.schema, call.mesh, {}, call.arguments, call.in_place};
+  for (const std::size_t member : members) {
+    result.tensors.push_back(call.tensors[member]);
+    // What all elements share lies in one way for all of them.
+    if (!is_list(call, member)) result.tensors.back().placements = Placements::replicated(call.mesh.num_axes());
+  }
+  return result;
+}
+
+std::size_t count_elements(const OpCall& call) {
+  const auto same = [&](const TensorArg& tensor) { return tensor.argument == call.tensors[0].argument; };
+  return static_cast<std::size_t>(std::count_if(call.tensors.begin(), call.tensors.end(), same));
+}
+
+void choose_per_element(const OpCall& call, const Rule& rule, Decision& decision) {
+  const int num_axes = call.mesh.num_axes();
+  decision.inputs.resize(call.tensors.size(), Placements::replicated(num_axes));
+  decision.outputs.resize(static_cast<std::size_t>(call.num_outputs()), Placements::replicated(num_axes));
+  for (std::size_t k = 0; k < count_elements(call); ++k) {
+    const auto members = members_of(call, k);
+    Decision element;
+    choose_rows(call_of_element(call, members), &rule, element);
+    for (std::size_t i = 0; i < members.size(); ++i) {
+      if (is_list(call, members[i])) decision.inputs[members[i]] = element.inputs[i];
+    }
+    decision.elements.push_back(std::move(element));
+  }
+}
+
+/// Global sizes of the elements of list `output`.
+void fill_element_sizes(const OpCall& call, Decision& decision, std::size_t output,
+                        c10::ArrayRef<c10::IValue> local_elements) {
+  for (std::size_t k = 0; k < local_elements.size(); ++k) {
+    Decision& element = decision.elements[k];
+    element.output_sizes.resize(element.outputs.size());
+    element.output_sizes[output] = follow_inputs(call_of_element(call, members_of(call, k)), element,
+                                                 element.outputs[output], local_elements[k].toTensor().sizes());
+  }
+}
+
 }  // namespace
 
 int OpCall::index_of(const char* name) const {
@@ -148,17 +221,13 @@ int OpCall::index_of(const char* name) const {
 }
 
 Decision decide(const OpCall& call, const Rule* rule) {
-  const int num_axes = call.mesh.num_axes();
   Decision decision;
-  decision.inputs.resize(call.tensors.size(), Placements::replicated(num_axes));
-  decision.outputs.resize(static_cast<std::size_t>(call.num_outputs()), Placements::replicated(num_axes));
   decision.fallback = rule == nullptr && any_spread(call);
   if (decision.fallback) refuse_if_strict(call);
-  for (int axis = 0; axis < num_axes; ++axis) {
-    if (call.mesh.axis_size(axis) == 1) continue;
-    const Row row = choose_row(call, rule, axis);
-    for (std::size_t i = 0; i < row.inputs.size(); ++i) decision.inputs[i][axis] = row.inputs[i];
-    for (std::size_t i = 0; i < row.outputs.size(); ++i) decision.outputs[i][axis] = row.outputs[i];
+  if (rule != nullptr && rule->per_element) {
+    choose_per_element(call, *rule, decision);
+  } else {
+    choose_rows(call, rule, decision);
   }
   if (rule != nullptr && rule->localise != nullptr) rule->localise(call, decision);
   return decision;
@@ -170,7 +239,9 @@ void fill_output_sizes(const OpCall& call, const Rule* rule, Decision& decision,
   std::vector<Sizes> sizes = stated ? rule->output_sizes(call) : std::vector<Sizes>{};
   sizes.resize(local_outputs.size());
   for (std::size_t i = 0; i < local_outputs.size(); ++i) {
-    if (local_outputs[i].isTensorList() && !local_outputs[i].toListRef().empty()) {
+    if (!decision.elements.empty() && local_outputs[i].isTensorList()) {
+      fill_element_sizes(call, decision, i, local_outputs[i].toListRef());
+    } else if (local_outputs[i].isTensorList() && !local_outputs[i].toListRef().empty()) {
       const at::Tensor& first = local_outputs[i].toListRef()[0].toTensor();
       sizes[i] = follow_inputs(call, decision, decision.outputs[i], first.sizes());
     }

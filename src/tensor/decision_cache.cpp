@@ -36,6 +36,8 @@ void CallKey::add_argument(const c10::IValue& value) {
     const auto list = value.toBoolList();
     add(static_cast<std::int64_t>(list.size()));
     for (const bool item : list) add(item ? 1 : 0);
+  } else if (value.isString()) {
+    add(static_cast<std::int64_t>(XXH3_64bits(value.toStringRef().data(), value.toStringRef().size())));
   } else {
     add(value.isNone() ? kNone : kUnread);
   }

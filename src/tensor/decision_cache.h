@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -47,6 +48,9 @@ class MeshRuntime {
   void count_fallback(const std::string& operator_name) { ++fallbacks_[operator_name]; }
   [[nodiscard]] const std::map<std::string, std::int64_t>& fallbacks() const noexcept { return fallbacks_; }
 
+  void note_sharded(const std::string& operator_name) { sharded_.insert(operator_name); }
+  [[nodiscard]] const std::set<std::string>& sharded_operators() const noexcept { return sharded_; }
+
   /// The words of the next random operator.
   [[nodiscard]] PhiloxStream next_stream() noexcept { return {random.seed, random.num_draws++}; }
 
@@ -69,6 +73,7 @@ class MeshRuntime {
   };
   std::unordered_map<std::vector<std::int64_t>, Decision, Hash, Equal> decisions_;
   std::map<std::string, std::int64_t> fallbacks_;
+  std::set<std::string> sharded_;
 };
 
 }  // namespace tessera::tensor

@@ -168,12 +168,24 @@ class Call {
     if (Decision* found = runtime.find(key.words())) return found;
     Decision decision = decide(describe_call(), info_.rule);
     decision.gathers_view = info_.is_view && redistributes(decision);
+    if (keeps_shards(decision)) runtime.note_sharded(info_.name);
     return &runtime.remember(key.words(), std::move(decision));
   }
 
   [[nodiscard]] bool redistributes(const Decision& decision) const {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       if (is_mesh(tensors_[i].tensor) && !(placements_of(tensors_[i]) == decision.inputs[i])) return true;
+    }
+    return false;
+  }
+
+  [[nodiscard]] bool keeps_shards(const Decision& decision) const {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      if (!is_mesh(tensors_[i].tensor)) continue;
+      for (int axis = 0; axis < mesh_->num_axes(); ++axis) {
+        const Placement placement = placements_of(tensors_[i])[axis];
+        if (placement.is_shard() && decision.inputs[i][axis] == placement) return true;
+      }
     }
     return false;
   }
@@ -190,7 +202,7 @@ class Call {
   }
 
   void localise_arguments(const Decision& decision) {
-    if (!decision.sizes_known) sizes_call_.emplace(describe_call());
+    if (!decision.sizes_known || info_.sizes_depend_on_values) sizes_call_.emplace(describe_call());
     if (sizes_call_) keep_arguments();
     std::size_t next = 0;
     for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
@@ -266,6 +278,9 @@ class Call {
   }
 
   [[nodiscard]] at::Tensor wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const {
+    check<ShapeError>(local.layout() == at::kStrided,
+                      "{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it",
+                      info_.name, c10::str(local.layout()));
     at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
     note_view(result, decision);
     return result;
@@ -285,6 +300,10 @@ class Call {
     c10::List<at::Tensor> list;
     for (const c10::IValue& item : value.toListRef()) {
       const at::Tensor& local = item.toTensor();
+      if (!decision.elements.empty()) {
+        list.push_back(wrap_one(local, decision.elements[list.size()], output));
+        continue;
+      }
       const Placements& placements = decision.outputs[output];
       Sizes sizes(local.sizes().begin(), local.sizes().end());
       for (const Placement& placement : placements) {
@@ -308,13 +327,18 @@ class Call {
     return {};
   }
 
-  /// out= variants: `out` takes the result in its own placements, or all of the result's if it had other sizes.
+  /// out= variants: `out` takes the result in its own placements, or all of the result's if it had other sizes. A plain
+  /// tensor is replicated, here as elsewhere.
   [[nodiscard]] at::Tensor fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
                                     std::size_t output) const {
-    check<ShapeError>(is_mesh(out), "{}: out= is a plain tensor, its inputs are mesh tensors; distribute it first",
-                      info_.name);
-    MeshStorage& storage = storage_of(out);
     const Sizes& sizes = decision.output_sizes[output];
+    if (!is_mesh(out)) {
+      const Placements whole = Placements::replicated(mesh_->num_axes());
+      at::Tensor plain = out;
+      plain.resize_(sizes).copy_(redistribute_local(local, sizes, decision.outputs[output], whole, *mesh_));
+      return out;
+    }
+    MeshStorage& storage = storage_of(out);
     if (out.sizes() == at::IntArrayRef(sizes) && !storage.placements().any_partial()) {
       storage.local().copy_(
           redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
@@ -339,7 +363,9 @@ class Call {
 /// In-place changes of metadata (t_(), squeeze_()): the local tensor changes, and the global one is wrapped anew.
 void run_metadata_change(const c10::OperatorHandle& op, const OperatorInfo& info, Stack& stack) {
   const at::Tensor self = stack[stack.size() - info.arguments.size()].toTensor();
-  const auto functional = c10::Dispatcher::singleton().findSchema({base_name(info.name), op.schema().overload_name()});
+  auto functional = c10::Dispatcher::singleton().findSchema({base_name(info.name), op.schema().overload_name()});
+  // transpose_ goes with transpose.int.
+  if (!functional) functional = c10::Dispatcher::singleton().findSchema({base_name(info.name), "int"});
   check<ShapeError>(functional.has_value(), "{} is not supported on a mesh tensor; use its out-of-place form",
                     info.name);
   functional->callBoxed(stack);

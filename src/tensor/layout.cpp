@@ -35,8 +35,19 @@ std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh)
   return shards;
 }
 
+bool strides_are_ambiguous(const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes) {
+  for (const Placement& placement : placements) {
+    if (!placement.is_shard()) continue;
+    const std::int64_t size = global_sizes[static_cast<std::size_t>(placement.dim)];
+    const std::int64_t shards = num_shards(placement.dim, placements, mesh);
+    if (size % shards != 0 && size < 2 * shards) return true;
+  }
+  return false;
+}
+
 Sizes global_strides(const at::Tensor& local, at::IntArrayRef global_sizes) {
   const auto dims = global_sizes.size();
+  if (local.sizes() == global_sizes) return {local.strides().begin(), local.strides().end()};
   c10::SmallVector<std::size_t, 6> order(dims);
   std::iota(order.begin(), order.end(), std::size_t{0});
   const auto strides = local.strides();

@@ -21,6 +21,10 @@ using Sizes = c10::SmallVector<std::int64_t, 6>;
 /// Into how many parts dim `dim` is cut in all.
 [[nodiscard]] std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh);
 
+/// True if some ranks hold several elements of a cut dim and others one or none, whose strides say nothing: then the ranks
+/// could not agree about the strides of the whole.
+[[nodiscard]] bool strides_are_ambiguous(const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes);
+
 /// Strides for global metadata that mirror the layout of `local`, so that composite operators which decide by strides
 /// (reshape: view or copy?) decide what is right for the shard. Dims keep the order of the local strides; a stride of 0
 /// (expanded) stays 0.

@@ -51,9 +51,13 @@ void MeshStorage::release_resources() {
 }
 
 at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes) {
+  // Lazy conjugation would stay in the shard, where collectives do not see it.
+  const bool is_lazy = local.is_conj() || local.is_neg();
+  if (is_lazy) [[unlikely]] local = local.resolve_conj().resolve_neg();
   const c10::DispatchKeySet keys = keys_for(local.device());
   const auto dtype = local.dtype();
-  const bool contiguous = local.is_contiguous();
+  const bool contiguous = local.is_contiguous() || strides_are_ambiguous(placements, mesh, global_sizes);
+  const std::int64_t offset = local.storage_offset();
   c10::SmallVector<std::int64_t, 6> strides;
   if (!contiguous) strides = global_strides(local, global_sizes);
   auto impl = c10::make_intrusive<c10::TensorImpl>(
@@ -63,7 +67,11 @@ at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh
   } else {
     impl->set_sizes_and_strides(global_sizes, strides);
   }
-  return at::Tensor(std::move(impl));
+  // Autograd finds what was written into a view by its strides and its offset.
+  if (offset != 0) impl->set_storage_offset(offset);
+  at::Tensor result(std::move(impl));
+  storage_of(result).is_view_of_copy = is_lazy;
+  return result;
 }
 
 at::Tensor share(const at::Tensor& tensor) {

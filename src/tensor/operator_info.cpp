@@ -24,6 +24,11 @@ bool is_written(const c10::Argument& argument) {
   return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
 }
 
+/// Batch norm updates its running statistics without saying so in its schema.
+bool writes_unannounced(const std::string& name, const c10::Argument& argument) {
+  return name.ends_with("batch_norm") && argument.name().starts_with("running_");
+}
+
 int argument_returned_as(const c10::Argument& result, const std::vector<c10::Argument>& arguments) {
   if (!is_written(result)) return -1;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
@@ -47,7 +52,7 @@ std::string base_name(const std::string& name) {
 OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().name()), rule(find_rule(op)) {
   const auto& schema = op.schema();
   for (const c10::Argument& argument : schema.arguments()) {
-    const bool written = is_written(argument);
+    const bool written = is_written(argument) || writes_unannounced(name, argument);
     arguments.push_back({kind_of(argument), written, written && argument.is_out()});
     has_out = has_out || arguments.back().is_out;
   }
@@ -55,10 +60,10 @@ OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().nam
     returned_argument.push_back(argument_returned_as(result, schema.arguments()));
     is_view = is_view || (result.alias_info() != nullptr && !result.alias_info()->isWrite());
   }
-  in_place = !arguments.empty() && arguments[0].written && !arguments[0].is_out &&
-             arguments[0].kind == ArgumentKind::kTensor;
+  in_place = !arguments.empty() && arguments[0].written && !arguments[0].is_out;
   changes_metadata = op.hasTag(at::Tag::inplace_view);
   random = op.hasTag(at::Tag::nondeterministic_seeded);
+  sizes_depend_on_values = op.hasTag(at::Tag::dynamic_output_shape);
 }
 
 }  // namespace tessera::tensor

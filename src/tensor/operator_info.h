@@ -31,6 +31,7 @@ struct OperatorInfo {
   bool has_out = false;
   bool changes_metadata = false;  ///< t_(), squeeze_(), resize_() ...
   bool random = false;
+  bool sizes_depend_on_values = false;  ///< nonzero, index with a mask ...
 };
 
 /// "aten::add_" -> "aten::add"; "aten::__iand__" -> "aten::__and__".

@@ -10,6 +10,7 @@
 #include <ATen/core/stack.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -45,7 +46,11 @@ struct OpCall {
   [[nodiscard]] const c10::IValue& argument(int index) const { return arguments[static_cast<std::size_t>(index)]; }
   [[nodiscard]] const TensorArg& tensor(int index) const { return tensors[static_cast<std::size_t>(index)]; }
   [[nodiscard]] int num_tensors() const noexcept { return static_cast<int>(tensors.size()); }
-  [[nodiscard]] int num_outputs() const noexcept { return static_cast<int>(schema.returns().size()); }
+  /// In-place operators on lists return nothing; their output is the first list.
+  [[nodiscard]] int num_outputs() const noexcept {
+    const auto returned = static_cast<int>(schema.returns().size());
+    return in_place ? std::max(returned, 1) : returned;
+  }
   /// Index of the schema argument of that name, -1 if there is none.
   [[nodiscard]] int index_of(const char* name) const;
   /// The named argument; the schema must have it.
@@ -75,6 +80,7 @@ struct Decision {
   std::vector<std::int64_t> notes;          ///< numbers that `compute` needs
   bool fallback = false;                    ///< no rule: gathered and replicated
   bool gathers_view = false;                ///< a view whose input had to be redistributed
+  std::vector<Decision> elements;           ///< per element of the lists, where the rule says so
 };
 
 struct Rule {
@@ -84,6 +90,9 @@ struct Rule {
   void (*localise)(const OpCall& call, Decision& decision) = nullptr;
   /// Global sizes of the outputs where they do not follow from an input's sharded dim. May be null.
   std::vector<Sizes> (*output_sizes)(const OpCall& call) = nullptr;
+  /// The k-th tensors of the call's lists are a call of their own (_foreach_add_): `rows` is asked for each of them, and
+  /// tensors outside of lists are replicated.
+  bool per_element = false;
 };
 
 /// Rules by base name: "aten::add" serves add.Tensor, add_.Tensor and add.out alike.

@@ -11,6 +11,7 @@
 
 #include <iosfwd>
 #include <map>
+#include <set>
 #include <string>
 
 #include "tessera/mesh/mesh.h"
@@ -69,5 +70,8 @@ void print(std::ostream& stream, const at::Tensor& tensor);
 
 /// Calls that had no rule and ran gathered and replicated, per operator name ("aten::sort").
 [[nodiscard]] const std::map<std::string, std::int64_t>& replicated_fallbacks(const Mesh& mesh);
+
+/// Names of operators that ran on shards as they lay: at least one call whose decision kept a sharded input sharded.
+[[nodiscard]] const std::set<std::string>& sharded_operators(const Mesh& mesh);
 
 }  // namespace tessera
