@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Convolutions and pooling: sharded over the batch, the output channels or the input channels.
+// Convolutions: sharded over the batch, the output channels or the input channels.
 #include "rules/families.h"
 #include "rules/rows.h"
 
@@ -10,22 +10,27 @@ bool channels_can_be_cut(const OpCall& call) {
   return call.named("groups").toInt() == 1 && !call.named("transposed").toBool();
 }
 
+/// The kernels refuse to work on no samples or no channels.
+bool can_cut(const OpCall& call, int tensor, std::int64_t dim, int axis) {
+  return leaves_no_rank_empty(call, call.tensor(tensor), dim, axis);
+}
+
 // convolution(input, weight [out, in, ...], bias?, ...)
 void convolution_rows(const OpCall& call, int axis, Rows& rows) {
   if (sharded_dims(call, axis).empty()) return;
-  add_row(call, rows, {S(0), R, R}, {S(0)});
+  if (can_cut(call, 0, 0, axis)) add_row(call, rows, {S(0), R, R}, {S(0)});
   if (!channels_can_be_cut(call)) return;
-  add_row(call, rows, {R, S(0), S(0)}, {S(1)});
-  add_row(call, rows, {S(1), S(1), P}, {P});
+  if (can_cut(call, 1, 0, axis)) add_row(call, rows, {R, S(0), S(0)}, {S(1)});
+  if (can_cut(call, 1, 1, axis)) add_row(call, rows, {S(1), S(1), P}, {P});
 }
 
 // convolution_backward(grad_output, input, weight, bias_sizes?, ...) -> (grad_input, grad_weight, grad_bias)
 void convolution_backward_rows(const OpCall& call, int axis, Rows& rows) {
   if (sharded_dims(call, axis).empty()) return;
-  add_row(call, rows, {S(0), S(0), R}, {S(0), P, P});
+  if (can_cut(call, 1, 0, axis)) add_row(call, rows, {S(0), S(0), R}, {S(0), P, P});
   if (!channels_can_be_cut(call)) return;
-  add_row(call, rows, {S(1), R, S(0)}, {P, S(0), S(0)});
-  add_row(call, rows, {R, S(1), S(1)}, {S(1), S(1), R});
+  if (can_cut(call, 2, 0, axis)) add_row(call, rows, {S(1), R, S(0)}, {P, S(0), S(0)});
+  if (can_cut(call, 2, 1, axis)) add_row(call, rows, {R, S(1), S(1)}, {S(1), S(1), R});
 }
 
 void localise_convolution_backward(const OpCall& call, Decision& decision) {
@@ -43,18 +48,6 @@ std::vector<Sizes> convolution_backward_sizes(const OpCall& call) {
   return {Sizes(input.begin(), input.end()), Sizes(weight.begin(), weight.end()), Sizes{call.tensor(0).sizes[1]}};
 }
 
-/// Pooling works plane by plane: batch and channels (the dims before the last `spatial`) may be sharded.
-template <std::int64_t Spatial>
-void plane_rows(const OpCall& call, int axis, Rows& rows) {
-  for (const std::int64_t dim : sharded_dims(call, axis)) {
-    if (dim >= call.tensor(0).dim() - Spatial) continue;
-    Row row;
-    row.inputs.resize(call.tensors.size(), S(dim));
-    row.outputs.resize(static_cast<std::size_t>(call.num_outputs()), S(dim));
-    rows.push_back(std::move(row));
-  }
-}
-
 }  // namespace
 
 void add_convolution_rules(RuleTable& table) {
@@ -62,11 +55,6 @@ void add_convolution_rules(RuleTable& table) {
   table["aten::convolution_backward"] = {.rows = convolution_backward_rows,
                                          .localise = localise_convolution_backward,
                                          .output_sizes = convolution_backward_sizes};
-  for (const char* name :
-       {"aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward", "aten::avg_pool2d",
-        "aten::avg_pool2d_backward", "aten::_adaptive_avg_pool2d", "aten::_adaptive_avg_pool2d_backward"}) {
-    table[name] = {.rows = plane_rows<2>};
-  }
 }
 
 }  // namespace tessera::rules

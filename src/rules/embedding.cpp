@@ -23,11 +23,46 @@ void embedding_backward_rows(const OpCall& call, int axis, Rows& rows) {
   }
 }
 
+constexpr std::int64_t kMaximumOfBag = 2;
+
+/// Per output element the index that won, in bags that take the maximum; else one number per bag.
+Placement winners_placement(const OpCall& call) { return call.named("mode").toInt() == kMaximumOfBag ? S(1) : R; }
+
+// _embedding_bag(weight [V, D], indices, offsets, ..., mode, ..., per_sample_weights?, ...)
+//   -> (output [B, D], offset2bag, bag_size, maximum_indices)
+void embedding_bag_rows(const OpCall& call, int axis, Rows& rows) {
+  if (sharded_dim(call, 0, axis) == 1) add_row(call, rows, {S(1)}, {S(1), R, R, winners_placement(call)});
+}
+
+// _embedding_bag_backward(grad [B, D], indices, offsets, offset2bag, bag_size, maximum_indices, ...) -> [V, D];
+// _embedding_bag_dense_backward is the same without offsets
+void embedding_bag_backward_rows(const OpCall& call, int axis, Rows& rows) {
+  if (sharded_dim(call, 0, axis) != 1) return;
+  Row row;
+  row.inputs.resize(call.tensors.size());
+  row.inputs[0] = S(1);
+  row.inputs[static_cast<std::size_t>(call.index_of("maximum_indices"))] = winners_placement(call);
+  row.outputs = {S(1)};
+  rows.push_back(std::move(row));
+}
+
+// _embedding_bag_per_sample_weights_backward(grad [B, D], weight [V, D], indices, offsets, offset2bag, ...) -> [n]
+void sample_weight_rows(const OpCall& call, int axis, Rows& rows) {
+  if (contains(sharded_dims(call, axis), 1)) add_row(call, rows, {S(1), S(1)}, {P});
+}
+
 }  // namespace
 
 void add_embedding_rules(RuleTable& table) {
   table["aten::embedding"] = {.rows = embedding_rows};
   table["aten::embedding_dense_backward"] = {.rows = embedding_backward_rows};
+  for (const char* name : {"aten::_embedding_bag", "aten::_embedding_bag_forward_only"}) {
+    table[name] = {.rows = embedding_bag_rows};
+  }
+  for (const char* name : {"aten::_embedding_bag_backward", "aten::_embedding_bag_dense_backward"}) {
+    table[name] = {.rows = embedding_bag_backward_rows};
+  }
+  table["aten::_embedding_bag_per_sample_weights_backward"] = {.rows = sample_weight_rows};
 }
 
 }  // namespace tessera::rules

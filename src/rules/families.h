@@ -8,12 +8,20 @@ namespace tessera::rules {
 
 void add_pointwise_rules(tensor::RuleTable& table);
 void add_factory_rules(tensor::RuleTable& table);
+void add_foreach_rules(tensor::RuleTable& table);
 void add_matmul_rules(tensor::RuleTable& table);
 void add_view_rules(tensor::RuleTable& table);
+void add_arrange_rules(tensor::RuleTable& table);
+void add_index_rules(tensor::RuleTable& table);
+void add_sort_rules(tensor::RuleTable& table);
 void add_reduce_rules(tensor::RuleTable& table);
 void add_softmax_rules(tensor::RuleTable& table);
 void add_norm_rules(tensor::RuleTable& table);
+void add_batch_norm_rules(tensor::RuleTable& table);
+void add_linalg_rules(tensor::RuleTable& table);
+void add_fourier_rules(tensor::RuleTable& table);
 void add_convolution_rules(tensor::RuleTable& table);
+void add_resample_rules(tensor::RuleTable& table);
 void add_embedding_rules(tensor::RuleTable& table);
 void add_attention_rules(tensor::RuleTable& table);
 void add_loss_rules(tensor::RuleTable& table);

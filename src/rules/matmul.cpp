@@ -65,6 +65,29 @@ void dot_rows(const OpCall& call, int axis, Rows& rows) {
   if (!sharded_dims(call, axis).empty()) add_row(call, rows, {S(0), S(0)}, {P});
 }
 
+// addmv(self, mat [m, k], vec [k])
+void added_mv_rows(const OpCall& call, int axis, Rows& rows) {
+  const Placement a = call.tensor(1).placements[axis];
+  if (a == S(0)) add_row(call, rows, {added_placement(call, S(0), 1), S(0), R}, {S(0)});
+  if (a == S(1) || call.tensor(2).placements[axis] == S(0)) add_row(call, rows, {P, S(1), S(0)}, {P});
+}
+
+// addr(self, vec1 [m], vec2 [n])
+void added_outer_rows(const OpCall& call, int axis, Rows& rows) {
+  if (sharded_dim(call, 1, axis) == 0) add_row(call, rows, {added_placement(call, S(0), 2), S(0), R}, {S(0)});
+  if (sharded_dim(call, 2, axis) == 0) add_row(call, rows, {added_placement(call, S(1), 2), R, S(0)}, {S(1)});
+}
+
+// addbmm(self, batch1 [b, m, k], batch2 [b, k, n]): the batch is summed too.
+void added_batch_sum_rows(const OpCall& call, int axis, Rows& rows) {
+  for (const ProductRow& row : {ProductRow{S(0), S(0), P}, ProductRow{S(1), R, S(0)}, ProductRow{R, S(2), S(1)},
+                                ProductRow{S(2), S(1), P}}) {
+    if (in_play(call, axis, 1, row)) {
+      add_row(call, rows, {added_placement(call, row.out, 2), row.left, row.right}, {row.out});
+    }
+  }
+}
+
 /// The fused activation is not linear: no partial output.
 void activated_rows(const OpCall& call, int axis, Rows& rows) {
   for (const ProductRow& row : product_rows(0)) {
@@ -84,6 +107,9 @@ void add_matmul_rules(RuleTable& table) {
   table["aten::mv"] = {.rows = mv_rows};
   table["aten::dot"] = {.rows = dot_rows};
   table["aten::vdot"] = {.rows = dot_rows};
+  table["aten::addmv"] = {.rows = added_mv_rows};
+  table["aten::addr"] = {.rows = added_outer_rows};
+  table["aten::addbmm"] = {.rows = added_batch_sum_rows};
 }
 
 }  // namespace tessera::rules

@@ -22,26 +22,33 @@ void layer_norm_backward_rows(const OpCall& call, int axis, Rows& rows) {
   }
 }
 
-/// Channels can be cut where a cut falls between groups on every rank.
-bool groups_divide(const OpCall& call, int axis) {
-  const std::int64_t groups = call.named("group").toInt();
-  std::int64_t parts = call.mesh.axis_size(axis);
+/// Channels are dim 1 of inputs and statistics, and the only dim of weights.
+bool cuts_channels(const OpCall& call, int axis) {
+  return std::any_of(call.tensors.begin(), call.tensors.end(), [&](const TensorArg& tensor) {
+    return tensor.defined && tensor.placements[axis].is_shard(tensor.dim() == 1 ? 0 : 1);
+  });
+}
+
+/// Channels can be cut where somebody cuts them and the cut falls between groups on every rank.
+bool can_cut_channels(const OpCall& call, int axis) {
+  if (!cuts_channels(call, axis)) return false;
+  std::int64_t parts = 1;
   for (int other = 0; other < call.mesh.num_axes(); ++other) {
-    if (other != axis && call.tensor(0).placements[other].is_shard(1)) parts *= call.mesh.axis_size(other);
+    if (cuts_channels(call, other)) parts *= call.mesh.axis_size(other);
   }
-  return groups % parts == 0;
+  return call.named("group").toInt() % parts == 0;
 }
 
 // native_group_norm(input, weight?, bias?, N, C, HxW, group, eps) -> (output, mean [N, group], rstd [N, group])
 void group_norm_rows(const OpCall& call, int axis, Rows& rows) {
   add_row(call, rows, {S(0), R, R}, {S(0), S(0), S(0)});
-  if (groups_divide(call, axis)) add_row(call, rows, {S(1), S(0), S(0)}, {S(1), S(1), S(1)});
+  if (can_cut_channels(call, axis)) add_row(call, rows, {S(1), S(0), S(0)}, {S(1), S(1), S(1)});
 }
 
 // native_group_norm_backward(grad_out, input, mean, rstd, weight?, N, C, HxW, group, mask) -> (dx, dweight, dbias)
 void group_norm_backward_rows(const OpCall& call, int axis, Rows& rows) {
   add_row(call, rows, {S(0), S(0), S(0), S(0), R}, {S(0), P, P});
-  if (groups_divide(call, axis)) add_row(call, rows, {S(1), S(1), S(1), S(1), S(0)}, {S(1), S(0), S(0)});
+  if (can_cut_channels(call, axis)) add_row(call, rows, {S(1), S(1), S(1), S(1), S(0)}, {S(1), S(0), S(0)});
 }
 
 /// N, C and group are numbers of the call: they must be the shard's.

@@ -125,7 +125,8 @@ const Rule& pointwise_rule() {
 void add_pointwise_rules(RuleTable& table) {
   for (const char* name : {"aten::add", "aten::sub"}) table[name] = {.rows = sum_rows};
   for (const char* name : {"aten::neg", "aten::clone", "aten::copy", "aten::zero", "aten::positive",
-                           "aten::lift_fresh", "aten::contiguous"}) {
+                           "aten::lift_fresh", "aten::lift", "aten::alias", "aten::contiguous", "aten::_conj", "aten::_conj_physical",
+                           "aten::conj_physical", "aten::_neg_view"}) {
     table[name] = {.rows = linear_rows};
   }
   for (const char* name : {"aten::mul", "aten::multiply"}) table[name] = {.rows = product_rows};
@@ -136,7 +137,13 @@ void add_pointwise_rules(RuleTable& table) {
        {"aten::fill", "aten::masked_fill", "aten::where", "aten::threshold_backward", "aten::gelu_backward",
         "aten::silu_backward", "aten::tanh_backward", "aten::sigmoid_backward", "aten::elu_backward",
         "aten::leaky_relu_backward", "aten::hardtanh_backward", "aten::softplus_backward", "aten::mish_backward",
-        "aten::lerp", "aten::addcmul", "aten::addcdiv", "aten::native_dropout_backward"}) {
+        "aten::lerp", "aten::addcmul", "aten::addcdiv", "aten::native_dropout_backward",
+        "aten::floor_divide", "aten::leaky_relu", "aten::hardswish", "aten::hardswish_backward",
+        "aten::hardsigmoid_backward", "aten::hardshrink_backward", "aten::softshrink_backward",
+        "aten::log_sigmoid_forward", "aten::log_sigmoid_backward", "aten::_prelu_kernel", "aten::_prelu_kernel_backward",
+        "aten::complex", "aten::polar", "aten::_add_relu", "aten::rrelu_with_noise_backward",
+        "aten::elu", "aten::celu", "aten::selu", "aten::mish", "aten::hardsigmoid", "aten::threshold", "aten::heaviside",
+        "aten::gcd", "aten::lcm", "aten::rsub", "aten::copysign", "aten::_standard_gamma_grad", "aten::_dirichlet_grad", "aten::is_same_size"}) {
     table[name] = {.rows = pointwise_rows};
   }
 }

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reductions: over a sharded dim they leave a partial result; over others the shard stays.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/isinf.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/pow.h>
+#include <ATen/ops/squeeze.h>
 #include <ATen/ops/sum.h>
 
 #include <cmath>
+#include <span>
 
 #include "rules/families.h"
 #include "rules/rows.h"
@@ -47,11 +52,36 @@ void sum_rows(const OpCall& call, int axis, Rows& rows) {
   if (call.tensor(0).placements[axis] == P) add_row(call, rows, {P}, {P});
   reduction_rows(call, axis, rows, P);
 }
-void max_rows(const OpCall& call, int axis, Rows& rows) {
-  reduction_rows(call, axis, rows, Partial(PartialOp::kMax));
+/// Sums of what is not linear in the elements: count_nonzero, nansum.
+void count_rows(const OpCall& call, int axis, Rows& rows) { reduction_rows(call, axis, rows, P); }
+
+/// 16-bit integers are the one kind of number that no transport reduces.
+bool travels(const TensorArg& tensor) { return tensor.dtype != at::kShort; }
+
+/// The extreme of nothing does not exist.
+void extreme_rows(const OpCall& call, int axis, Rows& rows, PartialOp op) {
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  const bool possible = dim >= 0 && leaves_no_rank_empty(call, call.tensor(0), dim, axis) && travels(call.tensor(0));
+  reduction_rows(call, axis, rows, possible ? std::optional(Partial(op)) : std::nullopt);
 }
-void min_rows(const OpCall& call, int axis, Rows& rows) {
-  reduction_rows(call, axis, rows, Partial(PartialOp::kMin));
+void max_rows(const OpCall& call, int axis, Rows& rows) { extreme_rows(call, axis, rows, PartialOp::kMax); }
+void min_rows(const OpCall& call, int axis, Rows& rows) { extreme_rows(call, axis, rows, PartialOp::kMin); }
+
+// aminmax(self, dim, keepdim) -> (min, max)
+void both_extremes_rows(const OpCall& call, int axis, Rows& rows) {
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  if (dim < 0) return;
+  if (!contains(reduced_dims(call), dim)) {
+    reduction_rows(call, axis, rows, std::nullopt);
+  } else if (leaves_no_rank_empty(call, call.tensor(0), dim, axis) && travels(call.tensor(0))) {
+    add_row(call, rows, {S(dim)}, {Partial(PartialOp::kMin), Partial(PartialOp::kMax)});
+  }
+}
+
+/// any and all: of nothing they are false and true, so an empty shard does no harm. uint8 in, uint8 out.
+template <PartialOp Op>
+void truth_rows(const OpCall& call, int axis, Rows& rows) {
+  reduction_rows(call, axis, rows, Partial(Op));
 }
 /// max(dim) and min(dim) return indices too, which do not survive a partial result; full max() has no dim argument.
 void max_or_indices_rows(const OpCall& call, int axis, Rows& rows) {
@@ -85,8 +115,148 @@ void localise_mean(const OpCall& call, Decision& decision) {
   decision.compute = compute_mean;
 }
 
+/// Mesh axes along which a dim that is reduced away lies sharded.
+std::vector<std::int64_t> axes_reduced_over(const OpCall& call, const Decision& decision) {
+  std::vector<std::int64_t> axes;
+  const auto reduced = reduced_dims(call);
+  for (int axis = 0; axis < decision.inputs[0].size(); ++axis) {
+    const Placement placement = decision.inputs[0][axis];
+    if (placement.is_shard() && contains(reduced, placement.dim)) axes.push_back(axis);
+  }
+  return axes;
+}
+
+void reduce_over(at::Tensor& tensor, std::span<const std::int64_t> axes, const Mesh& mesh, comm::ReduceOp op) {
+  tensor = tensor.contiguous();
+  for (const std::int64_t axis : axes) mesh.along(static_cast<int>(axis)).all_reduce(tensor, op);
+}
+
+/// Numbers that the reductions below need, packed into Decision::notes.
+struct ReductionNotes {
+  std::int64_t count = 1;  ///< global elements per result
+  bool keepdim = false;
+  std::vector<std::int64_t> dims;
+  std::vector<std::int64_t> axes;
+
+  [[nodiscard]] std::vector<std::int64_t> pack() const {
+    std::vector<std::int64_t> notes{count, keepdim ? 1 : 0, static_cast<std::int64_t>(dims.size())};
+    notes.insert(notes.end(), dims.begin(), dims.end());
+    notes.insert(notes.end(), axes.begin(), axes.end());
+    return notes;
+  }
+  [[nodiscard]] static ReductionNotes unpack(const std::vector<std::int64_t>& notes) {
+    const auto first_axis = notes.begin() + 3 + notes[2];
+    return {notes[0], notes[1] != 0, {notes.begin() + 3, first_axis}, {first_axis, notes.end()}};
+  }
+  [[nodiscard]] at::Tensor finish(const at::Tensor& kept) const { return keepdim ? kept : at::squeeze(kept, dims); }
+};
+
+/// Lets `Work` run where a reduced dim is sharded.
+template <tensor::Compute Work>
+void localise_reduction(const OpCall& call, Decision& decision) {
+  ReductionNotes notes;
+  notes.axes = axes_reduced_over(call, decision);
+  if (notes.axes.empty()) return;
+  notes.keepdim = keeps_dim(call);
+  for (const std::int64_t dim : reduced_dims(call)) {
+    notes.dims.push_back(dim);
+    notes.count *= call.tensor(0).sizes[static_cast<std::size_t>(dim)];
+  }
+  decision.notes = notes.pack();
+  decision.compute = Work;
+}
+
+/// Reductions that are combined over the ranks at once, because what the ranks hold is no partial result.
+void combined_rows(const OpCall& call, int axis, Rows& rows) {
+  const bool real = c10::isFloatingType(call.tensor(0).dtype);
+  reduction_rows(call, axis, rows, real ? std::optional(R) : std::nullopt);
+}
+void combined_rows_of_something(const OpCall& call, int axis, Rows& rows) {
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  if (dim < 0) return;
+  leaves_no_rank_empty(call, call.tensor(0), dim, axis) ? combined_rows(call, axis, rows)
+                                                        : reduction_rows(call, axis, rows, std::nullopt);
+}
+
+// var, std, var_mean, std_mean(self, dim, *, correction, keepdim): the mean first, then the distances from it.
+void compute_variance(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                      torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  const ReductionNotes notes = ReductionNotes::unpack(decision.notes);
+  const at::Tensor self = arguments[0].toTensor();
+  const double correction = arguments[2].isNone() ? 1.0 : arguments[2].toScalar().toDouble();
+  const auto count = static_cast<double>(notes.count);
+  at::Tensor mean = at::sum(self, notes.dims, /*keepdim=*/true);
+  reduce_over(mean, notes.axes, mesh, comm::ReduceOp::kSum);
+  mean = mean.div(count);
+  at::Tensor result = at::sum((self - mean).square(), notes.dims, /*keepdim=*/true);
+  reduce_over(result, notes.axes, mesh, comm::ReduceOp::kSum);
+  result = result.div(std::max(count - correction, 0.0));
+  const std::string& name = op.schema().name();
+  if (name.starts_with("aten::std")) result = result.sqrt();
+  stack.emplace_back(notes.finish(result));
+  if (name.ends_with("_mean")) stack.emplace_back(notes.finish(mean));
+}
+
+// logsumexp(self, dim, keepdim): the maximum first, then the sum of what cannot overflow.
+void compute_logsumexp(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                       torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  const ReductionNotes notes = ReductionNotes::unpack(decision.notes);
+  const at::Tensor self = arguments[0].toTensor();
+  at::Tensor maximum = at::amax(self, notes.dims, /*keepdim=*/true);
+  reduce_over(maximum, notes.axes, mesh, comm::ReduceOp::kMax);
+  maximum.masked_fill_(at::isinf(maximum), 0);
+  at::Tensor sum = at::sum((self - maximum).exp(), notes.dims, /*keepdim=*/true);
+  reduce_over(sum, notes.axes, mesh, comm::ReduceOp::kSum);
+  stack.emplace_back(notes.finish(sum.log() + maximum));
+}
+
+/// The local product, multiplied over the ranks.
+void compute_product(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                     torch::jit::Stack& stack) {
+  op.callBoxed(stack);
+  at::Tensor product = stack.back().toTensor();
+  reduce_over(product, ReductionNotes::unpack(decision.notes).axes, mesh, comm::ReduceOp::kProduct);
+  stack.back() = product;
+}
+
+// trace(self): the diagonal of a shard begins where the shard does.
+void compute_trace(const c10::OperatorHandle& op, const Decision& decision, const Mesh&, torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  stack.emplace_back(at::sum(arguments[0].toTensor().diagonal(decision.notes[0])));
+}
+void trace_rows(const OpCall& call, int axis, Rows& rows) {
+  if (call.tensor(0).placements[axis] == P) add_row(call, rows, {P}, {P});
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  if (dim >= 0) add_row(call, rows, {S(dim)}, {P});
+}
+void localise_trace(const OpCall& call, Decision& decision) {
+  const auto offset = [&](int dim) {
+    const std::int64_t size = call.tensor(0).sizes[static_cast<std::size_t>(dim)];
+    return tensor::local_extent(size, dim, decision.inputs[0], call.mesh).offset;
+  };
+  if (!shards_any(decision.inputs[0])) return;
+  decision.notes = {offset(0) - offset(1)};
+  decision.compute = compute_trace;
+}
+
+/// A histogram between given bounds is a sum over the elements.
+void histogram_rows(const OpCall& call, int axis, Rows& rows) {
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  const auto bound = [&](const char* name) {
+    const c10::IValue& value = call.named(name);
+    return value.isInt() ? value.toInt() : 0;
+  };
+  if (dim >= 0 && bound("min") != bound("max")) add_row(call, rows, {S(dim)}, {P});
+}
+
 /// Sharded dims under a norm: the p-th powers are summed over the ranks at once, since the root is not linear.
-void norm_rows(const OpCall& call, int axis, Rows& rows) { reduction_rows(call, axis, rows, R); }
+void norm_rows(const OpCall& call, int axis, Rows& rows) {
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  const bool possible = dim >= 0 && leaves_no_rank_empty(call, call.tensor(0), dim, axis);
+  reduction_rows(call, axis, rows, possible ? std::optional(R) : std::nullopt);
+}
 
 void localise_norm(const OpCall& call, Decision& decision);
 
@@ -116,11 +286,7 @@ void compute_norm(const c10::OperatorHandle& op, const Decision& decision, const
 }
 
 void localise_norm(const OpCall& call, Decision& decision) {
-  const auto reduced = reduced_dims(call);
-  for (int axis = 0; axis < decision.inputs[0].size(); ++axis) {
-    const Placement placement = decision.inputs[0][axis];
-    if (placement.is_shard() && contains(reduced, placement.dim)) decision.notes.push_back(axis);
-  }
+  decision.notes = axes_reduced_over(call, decision);
   if (!decision.notes.empty()) decision.compute = compute_norm;
 }
 
@@ -133,16 +299,24 @@ void add_reduce_rules(RuleTable& table) {
   table["aten::amin"] = {.rows = min_rows};
   table["aten::max"] = {.rows = max_or_indices_rows};
   table["aten::min"] = {.rows = min_or_indices_rows};
-  for (const char* name : {"aten::argmax", "aten::argmin", "aten::logsumexp", "aten::prod", "aten::var", "aten::std",
-                           "aten::any", "aten::all"}) {
-    table[name] = {.rows = whole_dim_rows};
+  table["aten::aminmax"] = {.rows = both_extremes_rows};
+  table["aten::any"] = {.rows = truth_rows<PartialOp::kMax>};
+  table["aten::all"] = {.rows = truth_rows<PartialOp::kMin>};
+  for (const char* name : {"aten::count_nonzero", "aten::nansum", "aten::linalg__powsum"}) table[name] = {.rows = count_rows};
+  for (const char* name : {"aten::argmax", "aten::argmin"}) table[name] = {.rows = whole_dim_rows};
+  for (const char* name : {"aten::var", "aten::std", "aten::var_mean", "aten::std_mean"}) {
+    table[name] = {.rows = combined_rows, .localise = localise_reduction<compute_variance>};
   }
+  table["aten::logsumexp"] = {.rows = combined_rows_of_something, .localise = localise_reduction<compute_logsumexp>};
+  table["aten::prod"] = {.rows = combined_rows, .localise = localise_reduction<compute_product>};
+  table["aten::trace"] = {.rows = trace_rows, .localise = localise_trace};
+  table["aten::histc"] = {.rows = histogram_rows};
   for (const char* name : {"aten::linalg_vector_norm", "aten::norm"}) {
     table[name] = {.rows = norm_rows, .localise = localise_norm};
   }
   // Reads one number: the value must be whole.
   table["aten::_local_scalar_dense"] = {};
-  table["aten::equal"] = {};
+  for (const char* name : {"aten::equal", "aten::allclose", "aten::_is_all_true", "aten::_is_any_true"}) table[name] = {};
 }
 
 }  // namespace tessera::rules

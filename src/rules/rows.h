@@ -31,6 +31,14 @@ inline void add_row(const OpCall& call, Rows& rows, std::initializer_list<Placem
   rows.push_back(std::move(row));
 }
 
+/// Appends the row in which all tensors lie as `input` and all outputs as `output`.
+inline void add_uniform_row(const OpCall& call, Rows& rows, Placement input, Placement output) {
+  Row row;
+  row.inputs.resize(call.tensors.size(), input);
+  row.outputs.resize(static_cast<std::size_t>(call.num_outputs()), output);
+  rows.push_back(std::move(row));
+}
+
 /// -1 -> last dim.
 [[nodiscard]] inline std::int64_t wrap_dim(std::int64_t dim, std::int64_t dims) { return dim < 0 ? dim + dims : dim; }
 
@@ -51,11 +59,12 @@ inline void add_row(const OpCall& call, Rows& rows, std::initializer_list<Placem
   return dims;
 }
 
-/// True if every rank holds something of `dim` once `axis` cuts it too: some kernels cannot run on nothing.
+/// True if every rank holds something of `dim` once `axis` cuts it, even if all axes on which anything is sharded come to
+/// cut it too: some kernels cannot run on nothing.
 [[nodiscard]] inline bool leaves_no_rank_empty(const OpCall& call, const TensorArg& tensor, std::int64_t dim, int axis) {
   std::int64_t smallest = tensor.sizes[static_cast<std::size_t>(dim)];
-  for (int other = 0; other < call.mesh.num_axes(); ++other) {
-    if (other != axis && !tensor.placements[other].is_shard(dim)) continue;
+  for (int other = call.mesh.num_axes() - 1; other >= 0; --other) {
+    if (other != axis && sharded_dims(call, other).empty()) continue;
     smallest = chunk_extent(smallest, call.mesh.axis_size(other), call.mesh.axis_size(other) - 1).length;
   }
   return smallest > 0;

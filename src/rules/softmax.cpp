@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operators along one whole dim whose result has the input's sizes: softmax, cumsum, sort and their backward forms.
+// Softmax and gated linear units, forward and backward: the dim they work along stays whole.
 #include "rules/families.h"
 #include "rules/rows.h"
 
@@ -23,7 +23,7 @@ void other_dim_rows(const OpCall& call, int axis, Rows& rows) {
 void add_softmax_rules(RuleTable& table) {
   for (const char* name :
        {"aten::_softmax", "aten::_log_softmax", "aten::_softmax_backward_data", "aten::_log_softmax_backward_data",
-        "aten::cumsum", "aten::cumprod", "aten::topk", "aten::glu"}) {
+        "aten::_safe_softmax", "aten::glu", "aten::glu_backward"}) {
     table[name] = {.rows = other_dim_rows};
   }
 }

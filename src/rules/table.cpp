@@ -13,25 +13,51 @@ const RuleTable& rule_table() {
     rules::add_pointwise_rules(table);
     rules::add_factory_rules(table);
     rules::add_matmul_rules(table);
+    rules::add_linalg_rules(table);
+    rules::add_fourier_rules(table);
     rules::add_view_rules(table);
+    rules::add_arrange_rules(table);
+    rules::add_index_rules(table);
+    rules::add_sort_rules(table);
     rules::add_reduce_rules(table);
     rules::add_softmax_rules(table);
     rules::add_norm_rules(table);
+    rules::add_batch_norm_rules(table);
     rules::add_convolution_rules(table);
+    rules::add_resample_rules(table);
     rules::add_embedding_rules(table);
     rules::add_attention_rules(table);
     rules::add_loss_rules(table);
     rules::add_random_rules(table);
+    // The lists of foreach operators follow the rules of their elements.
+    rules::add_foreach_rules(table);
     return table;
   }();
   return kTable;
 }
 
+namespace {
+
+/// In-place forms are not always tagged; what holds of the out-of-place one holds of them.
+bool is_pointwise(const c10::OperatorHandle& op, const std::string& base) {
+  if (op.hasTag(at::Tag::nondeterministic_seeded)) return false;
+  if (op.hasTag(at::Tag::pointwise)) return true;
+  const auto functional = c10::Dispatcher::singleton().findSchema({base, op.schema().overload_name()});
+  return functional && functional->hasTag(at::Tag::pointwise) && !functional->hasTag(at::Tag::nondeterministic_seeded);
+}
+
+}  // namespace
+
 const Rule* find_rule(const c10::OperatorHandle& op) {
-  const auto found = rule_table().find(base_name(op.schema().name()));
+  const std::string name = base_name(op.schema().name());
+  const auto found = rule_table().find(name);
   if (found != rule_table().end()) return &found->second;
-  const bool pointwise = op.hasTag(at::Tag::pointwise) && !op.hasTag(at::Tag::nondeterministic_seeded);
-  return pointwise ? &rules::pointwise_rule() : nullptr;
+  // view_copy, select_copy ...: the operator without aliasing.
+  if (name.ends_with("_copy")) {
+    const auto original = rule_table().find(name.substr(0, name.size() - 5));
+    if (original != rule_table().end()) return &original->second;
+  }
+  return is_pointwise(op, name) ? &rules::pointwise_rule() : nullptr;
 }
 
 }  // namespace tessera::tensor

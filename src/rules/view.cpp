@@ -50,6 +50,9 @@ std::int64_t unsqueeze_map(const OpCall& call, std::int64_t dim) {
 
 /// Dims that squeeze removes, judged by global sizes: a shard of length 1 is no dim of size 1.
 c10::SmallVector<std::int64_t, 6> squeezed_dims(const OpCall& call) {
+  // squeeze() takes all dims, squeeze(dims) of an empty list none.
+  const bool lists_none = call.arguments.size() > 1 && call.argument(1).isIntList() && call.argument(1).toDimVector().empty();
+  if (lists_none) return {};
   const auto asked = dims_argument(call.arguments.size() > 1 ? call.argument(1) : c10::IValue(), dims_of(call));
   c10::SmallVector<std::int64_t, 6> dims;
   for (const std::int64_t dim : asked) {
@@ -86,6 +89,23 @@ std::int64_t cut_dim_map(const OpCall& call, std::int64_t dim) {
   return dim == wrap_dim(call.named("dim").toInt(), dims_of(call)) ? -1 : dim;
 }
 
+// unfold(self, dimension, size, step): the dim is cut into windows, whose elements become the last dim.
+std::int64_t unfold_map(const OpCall& call, std::int64_t dim) {
+  return dim == wrap_dim(call.named("dimension").toInt(), dims_of(call)) ? -1 : dim;
+}
+
+/// diagonal(self, offset, dim1, dim2): both dims disappear, the diagonal becomes the last dim.
+std::int64_t diagonal_map(const OpCall& call, std::int64_t dim) {
+  const std::int64_t first = wrap_dim(call.named("dim1").toInt(), dims_of(call));
+  const std::int64_t second = wrap_dim(call.named("dim2").toInt(), dims_of(call));
+  if (dim == first || dim == second) return -1;
+  return dim - (first < dim ? 1 : 0) - (second < dim ? 1 : 0);
+}
+
+/// Complex numbers as pairs and back: the last dim of the pairs is what makes one number.
+std::int64_t as_pairs_map(const OpCall&, std::int64_t dim) { return dim; }
+std::int64_t from_pairs_map(const OpCall& call, std::int64_t dim) { return dim == dims_of(call) - 1 ? -1 : dim; }
+
 std::int64_t expand_map(const OpCall& call, std::int64_t dim) {
   const auto out_dims = static_cast<std::int64_t>(call.argument(1).toDimVector().size());
   return call.tensor(0).sizes[static_cast<std::size_t>(dim)] == 1 ? -1 : dim + out_dims - dims_of(call);
@@ -101,18 +121,31 @@ std::vector<Sizes> expand_sizes(const OpCall& call) {
   return {sizes};
 }
 
+/// view.dtype(self, dtype) reinterprets the bytes; only the last dim may change its length.
+bool reinterprets(const OpCall& call) { return !call.argument(1).isIntList(); }
+
 std::vector<Sizes> view_sizes(const OpCall& call) {
+  if (reinterprets(call)) return {};
   return {infer_view_sizes(call.argument(1).toDimVector(), c10::multiply_integers(call.tensor(0).sizes))};
 }
 
 std::int64_t view_map(const OpCall& call, std::int64_t dim) {
+  if (reinterprets(call)) return dim == dims_of(call) - 1 ? -1 : dim;
   const std::int64_t shards = tensor::num_shards(static_cast<int>(dim), call.tensor(0).placements, call.mesh);
   return map_view_dim(call.tensor(0).sizes, view_sizes(call)[0], dim, shards);
 }
 
+/// _reshape_alias(self, size, stride): the strides are those of the whole; the shard has its own for the same view.
+void compute_alias(const c10::OperatorHandle& op, const Decision&, const Mesh&, torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  stack.emplace_back(arguments[0].toTensor().reshape(arguments[1].toIntVector()));
+}
+
 template <std::vector<Sizes> (*OutputSizes)(const OpCall&)>
 void localise_sizes(const OpCall& call, Decision& decision) {
-  const Sizes global = OutputSizes(call)[0];
+  const auto sizes = OutputSizes(call);
+  if (sizes.empty()) return;
+  const Sizes& global = sizes[0];
   decision.edits.emplace_back(1, int_list(tensor::local_sizes(global, decision.outputs[0], call.mesh)));
 }
 
@@ -120,11 +153,6 @@ void localise_sizes(const OpCall& call, Decision& decision) {
 void compute_reshape_alias(const c10::OperatorHandle& op, const Decision&, const Mesh&, torch::jit::Stack& stack) {
   const auto arguments = pop_arguments(op, stack);
   stack.emplace_back(arguments[0].toTensor().view(arguments[1].toDimVector()));
-}
-
-void localise_reshape_alias(const OpCall& call, Decision& decision) {
-  localise_sizes<view_sizes>(call, decision);
-  decision.compute = compute_reshape_alias;
 }
 
 // slice_backward(grad, input_sizes, dim, start, end, step); select_backward(grad, input_sizes, dim, index)
@@ -140,18 +168,24 @@ std::int64_t select_backward_map(const OpCall& call, std::int64_t dim) {
 
 /// cat and stack: every tensor lies alike, along another dim than the one joined.
 void joined_rows(const OpCall& call, int axis, Rows& rows, bool stacks) {
-  const std::int64_t out_dims = dims_of(call) + (stacks ? 1 : 0);
-  const std::int64_t joined = wrap_dim(call.named("dim").toInt(), out_dims);
+  std::int64_t dims = 0;
+  for (const TensorArg& tensor : call.tensors) dims = std::max(dims, tensor.dim());
+  const std::int64_t joined = wrap_dim(call.named("dim").toInt(), dims + (stacks ? 1 : 0));
   const bool all_partial = std::all_of(call.tensors.begin(), call.tensors.end(),
                                        [&](const TensorArg& tensor) { return tensor.placements[axis] == P; });
   const auto offer = [&](Placement input, Placement output) {
     Row row;
-    row.inputs.resize(call.tensors.size(), input);
+    // cat still takes empty vectors beside tensors of more dims, for the sake of old programs.
+    for (const TensorArg& tensor : call.tensors) row.inputs.push_back(tensor.dim() == dims ? input : R);
     row.outputs.resize(static_cast<std::size_t>(call.num_outputs()), output);
     rows.push_back(std::move(row));
   };
   if (all_partial) offer(P, P);
   for (const std::int64_t dim : sharded_dims(call, axis)) {
+    const bool of_an_empty_vector = std::none_of(call.tensors.begin(), call.tensors.end(), [&](const TensorArg& tensor) {
+      return tensor.dim() == dims && tensor.placements[axis].is_shard(dim);
+    });
+    if (of_an_empty_vector) continue;
     if (stacks) {
       offer(S(dim), S(dim >= joined ? dim + 1 : dim));
     } else if (dim != joined) {
@@ -161,6 +195,18 @@ void joined_rows(const OpCall& call, int axis, Rows& rows, bool stacks) {
 }
 void cat_rows(const OpCall& call, int axis, Rows& rows) { joined_rows(call, axis, rows, /*stacks=*/false); }
 void stack_rows(const OpCall& call, int axis, Rows& rows) { joined_rows(call, axis, rows, /*stacks=*/true); }
+
+void localise_view(const OpCall& call, Decision& decision) {
+  localise_sizes<view_sizes>(call, decision);
+  // The shard may be laid out otherwise than the whole shows.
+  const bool ambiguous = tensor::strides_are_ambiguous(decision.inputs[0], call.mesh, call.tensor(0).sizes);
+  if (ambiguous && !reinterprets(call)) decision.compute = compute_alias;
+}
+
+void localise_alias(const OpCall& call, Decision& decision) {
+  localise_sizes<view_sizes>(call, decision);
+  decision.compute = compute_alias;
+}
 
 /// Global strides say nothing about a shard's memory.
 void refuse_sharded_strides(const OpCall& call, Decision& decision) {
@@ -183,13 +229,19 @@ void add_view_rules(RuleTable& table) {
   table["aten::squeeze"] = {.rows = mapped_rows<squeeze_map>, .localise = localise_squeeze};
   table["aten::expand"] = {
       .rows = mapped_rows<expand_map>, .localise = localise_sizes<expand_sizes>, .output_sizes = expand_sizes};
-  for (const char* name : {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias"}) {
+  for (const char* name : {"aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_copy"}) {
     table[name] = {
-        .rows = mapped_rows<view_map>, .localise = localise_sizes<view_sizes>, .output_sizes = view_sizes};
+        .rows = mapped_rows<view_map>, .localise = localise_view, .output_sizes = view_sizes};
   }
-  table["aten::_reshape_alias"].localise = localise_reshape_alias;
+  table["aten::_reshape_alias"] = {
+      .rows = mapped_rows<view_map>, .localise = localise_alias, .output_sizes = view_sizes};
   for (const char* name : {"aten::select", "aten::unbind"}) table[name] = {.rows = mapped_rows<removed_dim_map>};
-  for (const char* name : {"aten::slice", "aten::split", "aten::split_with_sizes", "aten::unsafe_split"}) {
+  table["aten::unfold"] = {.rows = mapped_rows<unfold_map>};
+  table["aten::diagonal"] = {.rows = mapped_rows<diagonal_map>};
+  table["aten::view_as_real"] = {.rows = mapped_rows<as_pairs_map>};
+  table["aten::view_as_complex"] = {.rows = mapped_rows<from_pairs_map>};
+  for (const char* name : {"aten::slice", "aten::split", "aten::split_with_sizes", "aten::unsafe_split",
+                           "aten::unsafe_split_with_sizes", "aten::narrow_copy"}) {
     table[name] = {.rows = mapped_rows<cut_dim_map>};
   }
   table["aten::slice_backward"] = {.rows = mapped_rows<cut_dim_map>,

@@ -67,6 +67,33 @@ const std::vector<Case>& cases() {
       {"reshape_transposed", [] { return Tensors{values({3, 4, 5, 2})}; }, [](const Tensors& x) { return Tensors{x[0].transpose(2, 3).reshape({12, 2, 5}), torch::matmul(x[0], x[0].transpose(2, 3))}; }},
       {"cross_entropy", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
       {"cross_entropy_ignore", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { namespace F = torch::nn::functional; return Tensors{F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().ignore_index(3)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kSum)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kNone))}; }},
+      {"gather_take", [] { return Tensors{values({4, 6}), indices({4, 6}, 4)}; }, [](const Tensors& x) { return Tensors{torch::gather(x[0], 0, x[1]), torch::take(x[0].detach(), x[1])}; }},
+      {"scatter", [] { return Tensors{values({4, 6}), values({4, 6}) + 2}; }, [](const Tensors& x) { const Tensor index = (torch::arange(24).view({4, 6}) * 3).remainder(4); return Tensors{torch::scatter(x[0], 0, index, x[1]), torch::scatter_add(x[0], 1, index, x[1]), torch::scatter_reduce(x[0], 0, index, x[1], "amax")}; }},
+      {"index", [] { return Tensors{values({4, 6, 3}), indices({2, 5}, 4)}; }, [](const Tensors& x) { return Tensors{torch::index(x[0], {x[1]}), torch::index(x[0], {c10::nullopt, x[1]}), torch::index(x[0], {x[1], c10::nullopt, x[1].remainder(3)}), torch::index_select(x[0], 1, x[1].flatten())}; }},
+      {"index_writes", [] { return Tensors{values({4, 6}), values({3, 6}) + 2}; }, [](const Tensors& x) { const Tensor rows = torch::tensor({2, 0, 3}); return Tensors{torch::index_put(x[0], {rows}, x[1]), torch::index_put(x[0], {rows}, x[1], true), torch::index_add(x[0], 0, rows, x[1], 0.5), torch::index_copy(x[0], 0, rows, x[1]), torch::index_fill(x[0], 1, rows, 2.0)}; }},
+      {"slice_writes", [] { return Tensors{values({4, 6}), values({4, 2}) + 2, values({6}) + 3}; }, [](const Tensors& x) { return Tensors{torch::slice_scatter(x[0], x[1], 1, 1, 3), torch::select_scatter(x[0], x[2], 0, 2), torch::diagonal_scatter(x[0], x[2].narrow(0, 0, 4))}; }},
+      {"buckets", [] { return Tensors{values({4, 6}), values({5})}; }, [](const Tensors& x) { const Tensor edges = torch::tensor({-0.5, 0.1, 0.6}, torch::kDouble); return Tensors{torch::bucketize(x[0], edges).to(torch::kDouble) * x[0], torch::searchsorted(edges, x[1]).to(torch::kDouble) * x[1], torch::isin((x[0] * 4).round(), (x[1].detach() * 4).round()).to(torch::kDouble) * x[0]}; }},
+      {"sort_topk", [] { return Tensors{values({5, 7})}; }, [](const Tensors& x) { return Tensors{std::get<0>(torch::sort(x[0], 1)), std::get<0>(torch::topk(x[0], 3, 0)), std::get<0>(torch::kthvalue(x[0], 2, 1)), std::get<0>(torch::median(x[0], 0)), std::get<0>(torch::mode(x[0], 1)), torch::renorm(x[0], 2, 0, 1.0)}; }},
+      {"scans", [] { return Tensors{values({5, 7}) + 2}; }, [](const Tensors& x) { return Tensors{torch::cumsum(x[0], 1), torch::cumprod(x[0], 0), std::get<0>(torch::cummax(x[0], 1)), torch::logcumsumexp(x[0], 0)}; }},
+      {"moments", [] { return Tensors{values({5, 7})}; }, [](const Tensors& x) { return Tensors{torch::var(x[0], 1), torch::std(x[0]), torch::var(x[0], at::IntArrayRef{0}, at::Scalar(0), true), std::get<0>(torch::var_mean(x[0], at::IntArrayRef{0, 1}, at::Scalar(1))), torch::logsumexp(x[0], at::IntArrayRef{0, 1}), torch::prod(x[0].detach() + 2) * x[0], torch::prod(x[0] + 2, 0), torch::nansum(x[0], at::IntArrayRef{0})}; }},
+      {"truths_and_counts", [] { return Tensors{values({5, 7})}; }, [](const Tensors& x) { return Tensors{x[0] * torch::any(x[0] > 0.9), x[0] * torch::all(x[0] > -2, 1, true), x[0] * torch::count_nonzero(x[0] > 0), x[0] * torch::histc(x[0].detach(), 3, -1, 2).select(0, 1), x[0] * torch::argmax(x[0], 1, true)}; }},
+      {"arrange", [] { return Tensors{values({4, 6})}; }, [](const Tensors& x) { return Tensors{torch::flip(x[0], {1}), torch::roll(x[0], 2, 0), torch::rot90(x[0]), x[0].repeat({2, 1, 1}), torch::tril(x[0]), torch::triu(x[0], 1), torch::constant_pad_nd(x[0], {1, 2}), torch::diag_embed(x[0]), torch::diagonal(x[0], 1), x[0].unfold(1, 3, 2)}; }},
+      {"pad_planes", [] { return Tensors{values({4, 3, 5, 6})}; }, [](const Tensors& x) { return Tensors{torch::reflection_pad2d(x[0], {1, 2, 0, 1}), torch::replication_pad2d(x[0], {1, 2, 0, 1})}; }},
+      {"resample", [] { return Tensors{values({4, 3, 6, 6})}; }, [](const Tensors& x) { return Tensors{torch::upsample_nearest2d(x[0], {12, 9}), torch::upsample_bilinear2d(x[0], {4, 9}, false), torch::upsample_bicubic2d(x[0], {7, 9}, true), torch::adaptive_avg_pool2d(x[0], {2, 3}), std::get<0>(torch::adaptive_max_pool2d(x[0], {2, 3}))}; }},
+      {"grid_sample", [] { return Tensors{values({4, 3, 5, 5}), values({4, 2, 3, 2}) * 0.8}; }, [](const Tensors& x) { return Tensors{torch::grid_sampler_2d(x[0], x[1], 0, 0, false)}; }},
+      {"batch_norm", [] { return Tensors{values({6, 4, 3}), values({4}) + 2, values({4})}; }, [](const Tensors& x) { return Tensors{torch::batch_norm(x[0], x[1], x[2], {}, {}, true, 0.1, 1e-5, false)}; }},
+      {"matrices", [] { return Tensors{values({3, 4, 4}) + 3 * torch::eye(4, torch::kDouble)}; }, [](const Tensors& x) { return Tensors{torch::linalg_det(x[0]), torch::linalg_inv(x[0]), std::get<0>(torch::linalg_qr(x[0])), torch::linalg_cholesky(x[0].matmul(x[0].mT()) + torch::eye(4, torch::kDouble))}; }},
+      {"solve", [] { return Tensors{values({3, 4, 4}) + 3 * torch::eye(4, torch::kDouble), values({3, 4, 2})}; }, [](const Tensors& x) { return Tensors{torch::linalg_solve(x[0], x[1])}; }},
+      {"distances", [] { return Tensors{values({2, 5, 3}), values({2, 4, 3}) + 2}; }, [](const Tensors& x) { return Tensors{torch::cdist(x[0], x[1]), torch::linalg_cross(x[0].narrow(1, 0, 4), x[1])}; }},
+      {"fourier", [] { return Tensors{values({4, 6})}; }, [](const Tensors& x) { return Tensors{torch::abs(torch::fft_rfft(x[0], c10::nullopt, 1)), torch::fft_irfft(torch::fft_rfft(x[0], c10::nullopt, 0), 4, 0)}; }},
+      {"added_products", [] { return Tensors{values({4}), values({4, 6}), values({6})}; }, [](const Tensors& x) { return Tensors{torch::addmv(x[0], x[1], x[2]), torch::addr(x[1], x[0], x[2])}; }},
+      {"added_batch_sum", [] { return Tensors{values({4, 5}), values({3, 4, 6}), values({3, 6, 5})}; }, [](const Tensors& x) { return Tensors{torch::addbmm(x[0], x[1], x[2])}; }},
+      {"margins", [] { return Tensors{values({5, 4}), indices({5}, 4)}; }, [](const Tensors& x) { return Tensors{torch::multi_margin_loss(x[0], x[1]), torch::multi_margin_loss(x[0], x[1], 1, 1, {}, at::Reduction::None)}; }},
+      {"binary_losses", [] { return Tensors{values({5, 3}), values({5, 3}) * 0.4 + 0.5}; }, [](const Tensors& x) { return Tensors{torch::binary_cross_entropy(torch::sigmoid(x[0]), x[1].detach()), torch::binary_cross_entropy_with_logits(x[0], x[1], {}, {}, at::Reduction::Sum), torch::soft_margin_loss(x[0], x[1].detach().sign())}; }},
+      {"embedding_bag", [] { return Tensors{values({7, 4}), indices({6}, 7)}; }, [](const Tensors& x) { return Tensors{std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}))), std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}), false, 2))}; }},
+      {"foreach", [] { return Tensors{values({4, 6}), values({6}) + 2}; }, [](const Tensors& x) { const auto sums = torch::_foreach_add(x, x); const auto products = torch::_foreach_mul(x, 2.0); const auto norms = torch::_foreach_norm(x, 3); const auto largest = torch::_foreach_max(x); return Tensors{sums[0], sums[1], products[0], products[1], norms[0], norms[1], largest[0], largest[1]}; }},
+      {"glu_prelu", [] { return Tensors{values({4, 6}), values({6})}; }, [](const Tensors& x) { return Tensors{torch::glu(x[0], 1), torch::prelu(x[0], x[1]), torch::leaky_relu(x[0]), torch::log_sigmoid(x[0]), torch::hardswish(x[0])}; }},
+      {"conv1d_transposed", [] { return Tensors{values({4, 6, 5}), values({6, 3, 3})}; }, [](const Tensors& x) { return Tensors{torch::conv_transpose1d(x[0], x[1])}; }},
       {"mse", [] { return Tensors{values({5, 3}), values({5, 3}) * 2}; }, [](const Tensors& x) { return Tensors{torch::mse_loss(x[0], x[1]), torch::mse_loss(x[0], x[1], at::Reduction::Sum), torch::smooth_l1_loss(x[0], x[1]), torch::huber_loss(x[0], x[1])}; }},
   };
   return kCases;
@@ -173,6 +200,16 @@ INSTANTIATE_TEST_SUITE_P(Rules, EveryOperator,
                          testing::Combine(testing::Range<std::size_t>(0, cases().size()), testing::Values(2, 3)),
                          case_name);
 
+TEST(OutVariant, GivesAPlainTensorTheWholeValue) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor a = distribute(values({5, 6}), mesh, {Shard(0)});
+    Tensor out = at::zeros({0}, at::kDouble);
+    at::mul_out(out, a, a);
+    EXPECT_FALSE(is_mesh_tensor(out));
+    EXPECT_TRUE(at::equal(out, values({5, 6}) * values({5, 6})));
+  });
+}
+
 TEST(OutVariant, FillsAMeshTensorWhereItLies) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const Tensor a = distribute(values({4, 6}), mesh, {Shard(0)});
@@ -239,9 +276,8 @@ TEST(DecisionCache, IgnoresScalarsThatDecideNothing) {
 TEST(Fallback, IsCountedByOperatorName) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const Tensor spread_values = distribute(values({6}), mesh, {Shard(0)});
-    const Tensor sorted = std::get<0>(torch::sort(spread_values));
-    EXPECT_TRUE(at::equal(full(sorted), std::get<0>(torch::sort(values({6})))));
-    EXPECT_EQ(replicated_fallbacks(mesh).at("aten::sort"), 1);
+    EXPECT_TRUE(at::equal(full(torch::nonzero(spread_values)), torch::nonzero(values({6}))));
+    EXPECT_EQ(replicated_fallbacks(mesh).at("aten::nonzero"), 1);
   });
 }
 
@@ -250,7 +286,7 @@ TEST(Fallback, IsAnErrorInStrictMode) {
       "dp=2",
       [](const Mesh& mesh) {
         const Tensor spread_values = distribute(values({6}), mesh, {Shard(0)});
-        EXPECT_THROW((void)torch::sort(spread_values), ShapeError);
+        EXPECT_THROW((void)torch::nonzero(spread_values), ShapeError);
       },
       {.strict = true});
 }
@@ -260,6 +296,88 @@ TEST(ViewAlongAShardedDim, RefusesToBeWrittenInto) {
     const Tensor spread_values = distribute(values({6}), mesh, {Shard(0)});
     Tensor view = spread_values.slice(0, 0, 2);
     EXPECT_THROW(view.fill_(1.0), ShapeError);
+  });
+}
+
+TEST(ViewWithAnOffset, PassesGradientsPastWhatWasWrittenIntoIt) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const auto gradient = [](Tensor leaf) {
+      leaf.requires_grad_();
+      const Tensor copy = leaf.clone();
+      copy.select(0, 2).mul_(3.0);
+      (copy * copy).sum().backward();
+      return leaf.grad();
+    };
+    const Tensor expected = gradient(values({4, 6}));
+    EXPECT_TRUE(at::equal(full(gradient(distribute(values({4, 6}), mesh, {Replicate()}))), expected));
+  });
+}
+
+TEST(Conjugation, IsSeenByWhoGathers) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor value = at::complex(values({4, 3}), values({4, 3}) + 1);
+    const Tensor conjugate = torch::conj(distribute(value, mesh, {Shard(0)}));
+    EXPECT_TRUE(at::equal(full(conjugate), torch::conj(value).resolve_conj()));
+  });
+}
+
+TEST(RunningStatistics, AreThoseOfTheWholeBatch) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const auto run = [](const Tensor& batch, const Tensor& mean, const Tensor& variance) {
+      return torch::batch_norm(batch, {}, {}, mean, variance, true, 0.3, 1e-5, false);
+    };
+    const Tensor mean = at::zeros({4}, at::kDouble);
+    const Tensor variance = at::ones({4}, at::kDouble);
+    const Tensor mesh_mean = distribute(mean, mesh, {Replicate()});
+    const Tensor mesh_variance = distribute(variance, mesh, {Replicate()});
+    run(values({5, 4, 3}), mean, variance);
+    run(distribute(values({5, 4, 3}), mesh, {Shard(0)}), mesh_mean, mesh_variance);
+    EXPECT_TRUE(at::allclose(full(mesh_mean), mean, 1e-14, 1e-14));
+    EXPECT_TRUE(at::allclose(full(mesh_variance), variance, 1e-14, 1e-14));
+  });
+}
+
+TEST(ListOperator, LetsEachElementLieAsItDoes) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    std::vector<Tensor> list{distribute(values({4, 6}), mesh, {Shard(0)}), distribute(values({5}), mesh, {Replicate()}),
+                             distribute(values({3, 3}), mesh, {Shard(1)})};
+    torch::_foreach_mul_(list, 2.0);
+    torch::_foreach_addcmul_(list, list, list, 0.5);
+    EXPECT_EQ(placements(list[0]), (Placements{Shard(0)}));
+    EXPECT_EQ(placements(list[1]), (Placements{Replicate()}));
+    EXPECT_EQ(placements(list[2]), (Placements{Shard(1)}));
+    const Tensor doubled = values({3, 3}) * 2;
+    EXPECT_TRUE(at::allclose(full(list[2]), doubled + 0.5 * doubled * doubled, 1e-14, 1e-14));
+    EXPECT_TRUE(replicated_fallbacks(mesh).empty());
+  });
+}
+
+TEST(ListOperator, DoesAnOptimizersStepOnShards) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const auto step = [](Tensors weights, const Tensors& gradients, Tensors first, Tensors second, const Tensors& steps) {
+      torch::_fused_adamw_(weights, gradients, first, second, {}, steps, 0.1, 0.9, 0.99, 0.01, 1e-8, false, false);
+    };
+    const auto plain = [](double shift) { return Tensors{values({4, 6}) + shift, values({5}) + shift}; };
+    const auto spread_all = [&](const Tensors& list) {
+      return Tensors{distribute(list[0], mesh, {Shard(1)}), distribute(list[1], mesh, {Shard(0)})};
+    };
+    const Tensors steps{at::ones({}), at::ones({})};
+    const Tensors expected = plain(0);
+    step(expected, plain(1), plain(2), plain(3), {steps[0].clone(), steps[1].clone()});
+    const Tensors found = spread_all(plain(0));
+    step(found, spread_all(plain(1)), spread_all(plain(2)), spread_all(plain(3)), {steps[0].clone(), steps[1].clone()});
+    for (std::size_t i = 0; i < found.size(); ++i) EXPECT_TRUE(at::equal(full(found[i]), expected[i]));
+    EXPECT_TRUE(replicated_fallbacks(mesh).empty());
+  });
+}
+
+TEST(MaskedIndex, HasTheSizesOfEachCall) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor spread_values = distribute(values({6, 4}), mesh, {Shard(1)});
+    for (const double limit : {-0.5, 0.0, 0.5}) {
+      const Tensor mask = values({6}) > limit;
+      EXPECT_TRUE(at::equal(full(torch::index(spread_values, {mask})), torch::index(values({6, 4}), {mask})));
+    }
   });
 }
 
