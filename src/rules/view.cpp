@@ -149,12 +149,6 @@ void localise_sizes(const OpCall& call, Decision& decision) {
   decision.edits.emplace_back(1, int_list(tensor::local_sizes(global, decision.outputs[0], call.mesh)));
 }
 
-/// The strides that come with _reshape_alias are those of the global metadata; the shard finds its own.
-void compute_reshape_alias(const c10::OperatorHandle& op, const Decision&, const Mesh&, torch::jit::Stack& stack) {
-  const auto arguments = pop_arguments(op, stack);
-  stack.emplace_back(arguments[0].toTensor().view(arguments[1].toDimVector()));
-}
-
 // slice_backward(grad, input_sizes, dim, start, end, step); select_backward(grad, input_sizes, dim, index)
 std::vector<Sizes> input_sizes_argument(const OpCall& call) {
   const auto sizes = call.named("input_sizes").toDimVector();
