@@ -22,7 +22,7 @@ void other_dim_rows(const OpCall& call, int axis, Rows& rows) {
 
 void add_softmax_rules(RuleTable& table) {
   for (const char* name :
-       {"aten::_softmax", "aten::_log_softmax", "aten::_softmax_backward_data", "aten::_log_softmax_backward_data",
+       {"aten::_softmax", "aten::_safe_softmax", "aten::_log_softmax", "aten::_softmax_backward_data", "aten::_log_softmax_backward_data",
         "aten::cumsum", "aten::cumprod", "aten::topk", "aten::glu"}) {
     table[name] = {.rows = other_dim_rows};
   }
