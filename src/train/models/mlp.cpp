@@ -30,9 +30,8 @@ torch::nn::Sequential build_mlp(const MlpOptions& options) {
   const auto num_layers = options.sizes.size() - 1;
   torch::nn::Sequential model;
   for (std::size_t i = 0; i < num_layers; ++i) {
-    model->push_back(fmt::format("layer{}", i),
-                     std::make_shared<MlpLayer>(options.sizes[i], options.sizes[i + 1], i + 1 == num_layers,
-                                                options.dropout));
+    model->push_back(fmt::format("layer{}", i), std::make_shared<MlpLayer>(options.sizes[i], options.sizes[i + 1],
+                                                                           i + 1 == num_layers, options.dropout));
   }
   return model;
 }
