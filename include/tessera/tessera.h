@@ -5,6 +5,7 @@
 #include "tessera/base/error.h"
 #include "tessera/launch/launch.h"
 #include "tessera/mesh/mesh.h"
+#include "tessera/module/build.h"
 #include "tessera/module/distribute.h"
 #include "tessera/module/fused_optimizers.h"
 #include "tessera/module/plan.h"

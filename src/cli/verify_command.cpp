@@ -8,6 +8,7 @@
 #include "cli/rank_job.h"
 #include "tessera/base/error.h"
 #include "tessera/base/log.h"
+#include "tessera/comm/worlds.h"
 #include "tessera/launch/environment.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/train/session.h"
@@ -72,7 +73,10 @@ Reference run_one_device(const train::TrainConfig& config) {
   Reference reference;
   reference.data = std::make_shared<const train::Dataset>(
       train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));
-  train::Session session(config, reference.data, std::nullopt);
+  // Dropout draws other numbers on plain tensors than on a mesh, so its reference is a mesh of one rank.
+  std::optional<Mesh> mesh;
+  if (config.model.dropout > 0) mesh.emplace(comm::make_single_world(c10::Device(config.device)), std::vector<Axis>{});
+  train::Session session(config, reference.data, mesh);
   reference.trace = verify::record(session.subject(), config.steps);
   return reference;
 }

@@ -2,6 +2,8 @@
 // Spreads an unmodified module over a mesh.
 #include "tessera/module/distribute.h"
 
+#include <set>
+
 #include "module/gradient_reducer.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
@@ -17,13 +19,11 @@ void place(const std::string& name, at::Tensor& tensor, const Mesh& mesh, const 
   }
 }
 
-/// Tied parameters are one tensor under several names.
-bool is_placed(const at::Tensor& tensor) { return !tensor.defined() || is_mesh_tensor(tensor); }
 
 void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& mesh, const Plan& plan,
                      const std::shared_ptr<module::GradientReducer>& reducer) {
   const ParameterLayout layout = plan.layout_of(name, parameter.dim(), mesh);
-  place(name, parameter, mesh, layout.value);
+  if (!is_mesh_tensor(parameter)) place(name, parameter, mesh, layout.value);
   tensor::MeshStorage& storage = tensor::storage_of(parameter);
   storage.gathered_at_use = layout.gathered_at_use;
   if (!(layout.state == layout.value)) storage.state_placements = std::make_shared<const Placements>(layout.state);
@@ -36,11 +36,15 @@ void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, c
   const auto parameters = module.named_parameters();
   plan.check_matches(parameters.keys());
   const auto reducer = std::make_shared<module::GradientReducer>(options);
+  // Tied parameters are one tensor under several names; what tessera::build made is on the mesh already.
+  std::set<const at::TensorImpl*> seen;
   for (const auto& item : parameters) {
-    if (!is_placed(item.value())) place_parameter(item.key(), item.value(), mesh, plan, reducer);
+    if (!item.value().defined() || !seen.insert(item.value().unsafeGetTensorImpl()).second) continue;
+    place_parameter(item.key(), item.value(), mesh, plan, reducer);
   }
   for (auto& item : module.named_buffers()) {
-    if (!is_placed(item.value())) place(item.key(), item.value(), mesh, Placements::replicated(mesh.num_axes()));
+    if (!item.value().defined() || is_mesh_tensor(item.value())) continue;
+    place(item.key(), item.value(), mesh, Placements::replicated(mesh.num_axes()));
   }
 }
 

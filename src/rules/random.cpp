@@ -6,13 +6,16 @@
 #include <ATen/ops/ones_like.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "rules/families.h"
 #include "rules/rows.h"
 #include "tensor/decision_cache.h"
 #include "tensor/distributions.h"
+#include "tensor/operator_info.h"
 #include "tessera/base/error.h"
 
 namespace tessera::rules {
@@ -275,27 +278,60 @@ void draw_unit(const Arguments& call, const at::Tensor& local, const Box& box, c
 
 using MakeRows = void (*)(const OpCall&, int, Rows&);
 
-template <Fill kFill>
-Rule random_rule(MakeRows rows) {
-  return {.rows = rows, .localise = localise_random<kFill>, .output_sizes = random_output_sizes};
+struct RandomOperator {
+  const char* name;
+  MakeRows rows;
+  Fill fill;
+};
+
+constexpr std::array kOperators{
+    RandomOperator{"aten::bernoulli", value_rows, draw_bernoulli},
+    RandomOperator{"aten::normal", value_rows, draw_normal},
+    RandomOperator{"aten::normal_functional", like_rows, draw_normal},
+    RandomOperator{"aten::randn_like", like_rows, draw_normal},
+    RandomOperator{"aten::uniform", like_rows, draw_uniform},
+    RandomOperator{"aten::rand_like", like_rows, draw_unit},
+    RandomOperator{"aten::random", like_rows, draw_integers},
+    RandomOperator{"aten::randint_like", like_rows, draw_integers},
+    RandomOperator{"aten::exponential", like_rows, draw_exponential},
+    RandomOperator{"aten::geometric", like_rows, draw_geometric},
+    RandomOperator{"aten::log_normal", like_rows, draw_log_normal},
+    RandomOperator{"aten::cauchy", like_rows, draw_cauchy},
+};
+
+template <std::size_t... kIndex>
+void add_operators(RuleTable& table, std::index_sequence<kIndex...> /*indices*/) {
+  ((table[kOperators[kIndex].name] = {.rows = kOperators[kIndex].rows,
+                                      .localise = localise_random<kOperators[kIndex].fill>,
+                                      .output_sizes = random_output_sizes}),
+   ...);
+}
+
+const RandomOperator* find_operator(const c10::OperatorHandle& op) {
+  const std::string name = tensor::base_name(op.schema().name());
+  const auto found = std::find_if(kOperators.begin(), kOperators.end(),
+                                  [&](const RandomOperator& known) { return known.name == name; });
+  return found == kOperators.end() ? nullptr : &*found;
 }
 
 }  // namespace
 
 void add_random_rules(RuleTable& table) {
   table["aten::native_dropout"] = {.rows = value_rows, .localise = localise_dropout};
-  table["aten::bernoulli"] = random_rule<draw_bernoulli>(value_rows);
-  table["aten::normal"] = random_rule<draw_normal>(value_rows);
-  table["aten::normal_functional"] = random_rule<draw_normal>(like_rows);
-  table["aten::randn_like"] = random_rule<draw_normal>(like_rows);
-  table["aten::uniform"] = random_rule<draw_uniform>(like_rows);
-  table["aten::rand_like"] = random_rule<draw_unit>(like_rows);
-  table["aten::random"] = random_rule<draw_integers>(like_rows);
-  table["aten::randint_like"] = random_rule<draw_integers>(like_rows);
-  table["aten::exponential"] = random_rule<draw_exponential>(like_rows);
-  table["aten::geometric"] = random_rule<draw_geometric>(like_rows);
-  table["aten::log_normal"] = random_rule<draw_log_normal>(like_rows);
-  table["aten::cauchy"] = random_rule<draw_cauchy>(like_rows);
+  add_operators(table, std::make_index_sequence<kOperators.size()>());
+}
+
+bool draws_by_element(const c10::OperatorHandle& op) {
+  return find_operator(op) != nullptr && op.schema().name().ends_with('_');
+}
+
+void draw_part(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments, const at::Tensor& local,
+               const Box& box, const Mesh& mesh) {
+  const PhiloxStream stream = tensor::MeshRuntime::of(mesh).next_stream();
+  if (!local.defined()) return;
+  const Arguments call{op.schema(), arguments};
+  refuse_what_cannot_be_drawn(call, local);
+  find_operator(op)->fill(call, local, box, stream);
 }
 
 }  // namespace tessera::rules

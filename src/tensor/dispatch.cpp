@@ -290,9 +290,10 @@ class Call {
     if (!info_.is_view) return;
     MeshStorage& storage = storage_of(result);
     storage.is_view_of_copy = decision.gathers_view;
-    if (!decision.gathers_view && is_mesh(tensors_[0].tensor)) {
-      storage.gathered_at_use = storage_of(tensors_[0].tensor).gathered_at_use;
-    }
+    if (!is_mesh(tensors_[0].tensor)) return;
+    const MeshStorage& base = storage_of(tensors_[0].tensor);
+    if (base.is_view_of_copy) storage.is_view_of_copy = true;
+    if (!decision.gathers_view) storage.gathered_at_use = base.gathered_at_use;
   }
 
   void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const {

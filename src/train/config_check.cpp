@@ -22,6 +22,9 @@ void check_model(const ModelConfig& model, Problems& problems) {
     problems.emplace_back("model.channels",
                           fmt::format("{} channels do not make 4 equal groups; take a multiple of 4", model.channels));
   }
+  if (model.name == "cnn" && model.dropout > 0) {
+    problems.emplace_back("model.dropout", "the cnn drops nothing; set dropout = 0, or take mlp or gpt");
+  }
   if (model.name == "gpt" && model.hidden % model.heads != 0) {
     problems.emplace_back("model.heads",
                           fmt::format("hidden = {} is not a multiple of heads = {} ({} mod {} = {})", model.hidden,

@@ -29,6 +29,8 @@ std::vector<ConfigField> make_fields() {
       {"model.seq_len", "seq-len", TESSERA_MEMBER(model.seq_len), "gpt: length of a sample", "tokens", {}, 1,
        kMaxSize},
       {"model.tie", "tie", TESSERA_MEMBER(model.tie), "gpt: output and token embedding share one parameter", "", {}},
+      {"model.dropout", "dropout", TESSERA_MEMBER(model.dropout),
+       "mlp, gpt: probability with which an activation is dropped in training", "", {}, 0, 1},
       {"data.source", "data", TESSERA_MEMBER(data.source),
        "digits | text | text:FILE_OR_FOLDER | csv:FILE | synthetic; empty: text for gpt, else digits", "", {}},
       {"data.order", "data-order", TESSERA_MEMBER(data.order), "order of the samples; sequential holds nothing out", "",

@@ -8,6 +8,7 @@
 #include "tessera/module/distribute.h"
 #include "tessera/module/fused_optimizers.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/random.h"
 #include "tessera/train/safetensors.h"
 
 namespace tessera::train {
@@ -62,6 +63,15 @@ Workload prepared_workload(const TrainConfig& config, const std::optional<Mesh>&
   return workload;
 }
 
+/// Dropout, from the seed as everything else. Off a mesh LibTorch draws from a generator of the whole process.
+void seed_random_numbers(const TrainConfig& config, const std::optional<Mesh>& mesh) {
+  if (mesh) {
+    manual_seed(*mesh, static_cast<std::uint64_t>(config.seed));
+  } else if (config.model.dropout > 0) {
+    torch::manual_seed(static_cast<std::uint64_t>(config.seed));
+  }
+}
+
 }  // namespace
 
 void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches) {
@@ -100,7 +110,9 @@ Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data,
       memory_(options.count_memory ? std::make_unique<MemoryMeter>() : nullptr),
       workload_(prepared_workload(config, mesh_)),
       optimizer_(optimizer_table().at(config.optimizer.name)(workload_.module->parameters(), config.optimizer)),
-      batches_(data_->train, batch_order(config.data), static_cast<std::uint64_t>(config.seed), config.batch) {}
+      batches_(data_->train, batch_order(config.data), static_cast<std::uint64_t>(config.seed), config.batch) {
+  seed_random_numbers(config_, mesh_);
+}
 
 Batch Session::place(Batch batch) const {
   if (batch.input.is_floating_point()) batch.input = batch.input.to(dtype_of(config_.precision));
@@ -133,6 +145,7 @@ double Session::gradient_norm() {
 
 EvalRecord Session::evaluate(std::int64_t step_index) {
   const at::NoGradGuard no_grad;
+  workload_.module->eval();
   EvalRecord record{.step = step_index, .metric = workload_.metric};
   std::int64_t targets = 0;
   std::int64_t correct = 0;
@@ -144,6 +157,7 @@ EvalRecord Session::evaluate(std::int64_t step_index) {
     correct += count_correct(logits, batch.target);
     targets += count;
   }
+  workload_.module->train();
   record.loss /= static_cast<double>(std::max<std::int64_t>(targets, 1));
   record.quality = workload_.metric == Metric::kAccuracy
                        ? static_cast<double>(correct) / static_cast<double>(std::max<std::int64_t>(targets, 1))

@@ -109,6 +109,13 @@ class Verify(unittest.TestCase):
     def test_fails_with_exit_code_1_when_the_tolerance_is_not_met(self):
         self.assertEqual(run("verify", *TINY_GPT, "--mesh", "dp=2", "--tolerance", "0").returncode, 1)
 
+    def test_holds_under_dropout(self):
+        result = run("verify", *TINY_GPT, "--dropout", "0.1", "--precision", "fp64", "--meshes", "all:4", "--json", "-")
+        self.assertEqual(result.returncode, 0, result.stdout)
+        for line in json_lines(result.stdout):
+            self.assertLessEqual(line["max_param_deviation"], 1e-12)
+            self.assertEqual(line["replicated_fallbacks"], {})
+
 
 class BadInput(unittest.TestCase):
     """(arguments, exit code, words that the one line must hold)"""

@@ -296,6 +296,7 @@ TEST(ViewAlongAShardedDim, RefusesToBeWrittenInto) {
     const Tensor spread_values = distribute(values({6}), mesh, {Shard(0)});
     Tensor view = spread_values.slice(0, 0, 2);
     EXPECT_THROW(view.fill_(1.0), ShapeError);
+    EXPECT_THROW(view.unsqueeze(0).fill_(1.0), ShapeError) << "a view of such a view does not reach the base either";
   });
 }
 

@@ -193,6 +193,7 @@ TEST(Attention, DropsTheSameProbabilitiesForEveryPlacement) {
           EXPECT_TRUE(at::allclose(found.outputs[0], expected.outputs[0], 1e-13, 1e-13)) << to_string(placement);
           EXPECT_TRUE(at::allclose(found.gradient, expected.gradient, 1e-13, 1e-13)) << to_string(placement);
         }
+        EXPECT_TRUE(replicated_fallbacks(mesh).empty()) << replicated_fallbacks(mesh).begin()->first;
       });
     }
   }

@@ -8,7 +8,9 @@
 #include <mutex>
 
 #include "support/ranks.h"
+#include "tensor/distributions.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/random.h"
 #include "tessera/train/session.h"
 #include "verify/saboteur.h"
 
@@ -41,11 +43,12 @@ using Meddle = std::function<void(train::Session&, verify::Subject&, const Mesh&
 using Reconfigure = std::function<void(train::TrainConfig&, int rank)>;
 
 verify::Deviations deviations(const std::string& axes, Sabotage sabotage, const Meddle& meddle = {},
-                              const Reconfigure& reconfigure = {}) {
-  const train::TrainConfig config = small_mlp();
+                              const Reconfigure& reconfigure = {}, const train::TrainConfig& config = small_mlp()) {
   const auto data = data_for(config);
   at::set_num_threads(1);
-  train::Session alone(config, data, std::nullopt);
+  std::optional<Mesh> one_rank;
+  if (config.model.dropout > 0) one_rank.emplace(comm::make_single_world(), std::vector<Axis>{});
+  train::Session alone(config, data, one_rank);
   const verify::Trace reference = verify::record(alone.subject(), config.steps);
   verify::Deviations total;
   std::mutex mutex;
@@ -132,6 +135,80 @@ TEST(Verifier, CatchesAValueThatIsNotFinite) {
     local(session.workload().module->parameters()[0]).detach().view({-1})[0].fill_(std::numeric_limits<double>::quiet_NaN());
   });
   EXPECT_TRUE(std::isinf(found.max_parameter));
+}
+
+constexpr double kDropout = 0.25;
+
+train::TrainConfig mlp_with_dropout() {
+  train::TrainConfig config = small_mlp();
+  config.model.dropout = kDropout;
+  return config;
+}
+
+/// Makes a mask of zeros and ones for `x`.
+using MakeMask = std::function<at::Tensor(const at::Tensor& x)>;
+
+/// The model with dropout as `make_mask` does it, instead of its own.
+verify::Deviations with_masks(const std::string& axes, const std::function<MakeMask(const Mesh&)>& make_mask) {
+  const auto meddle = [&](train::Session& session, verify::Subject&, const Mesh& mesh) {
+    const auto layers = std::dynamic_pointer_cast<torch::nn::SequentialImpl>(session.workload().module);
+    session.workload().forward = [layers, mask = make_mask(mesh)](at::Tensor x) {
+      std::size_t hidden = layers->size() - 1;
+      for (torch::nn::AnyModule& layer : *layers) {
+        x = layer.forward(x);
+        if (hidden-- > 0) x = x * mask(x).div(1 - kDropout);
+      }
+      return x;
+    };
+  };
+  const auto without_its_own = [](train::TrainConfig& config, int) { config.model.dropout = 0; };
+  return deviations(axes, Sabotage::kNone, meddle, without_its_own, mlp_with_dropout());
+}
+
+TEST(Verifier, HoldsUnderDropout) {
+  for (const char* axes : {"dp=2", "tp=2", "dp=2,tp=2", "dp=3"}) {
+    EXPECT_TRUE(deviations(axes, Sabotage::kNone, {}, {}, mlp_with_dropout()).within(kTolerance)) << axes;
+  }
+}
+
+TEST(Verifier, HoldsWithMasksKeyedByTheGlobalIndex) {
+  for (const char* axes : {"dp=2", "tp=2"}) {
+    const auto found = with_masks(axes, [](const Mesh&) {
+      return [](const at::Tensor& x) { return at::empty_like(x.detach()).bernoulli_(1 - kDropout); };
+    });
+    EXPECT_TRUE(found.within(kTolerance)) << axes;
+  }
+}
+
+TEST(Verifier, CatchesMasksKeyedByTheLocalIndex) {
+  for (const char* axes : {"dp=2", "tp=2"}) {
+    const auto found = with_masks(axes, [](const Mesh& mesh) {
+      return [&mesh, draw = std::make_shared<std::uint64_t>(0)](const at::Tensor& x) {
+        const at::Tensor mask = at::empty_like(local(x.detach()));
+        tensor::Box shard;
+        for (const std::int64_t size : mask.sizes()) {
+          shard.whole.push_back(size);
+          shard.extents.push_back({0, size});
+        }
+        tensor::fill_bernoulli(mask, shard, {random_state(mesh).seed, (*draw)++}, 1 - kDropout);
+        return from_local(mask, mesh, placements(x), x.sizes());
+      };
+    });
+    EXPECT_GT(largest(found), kMistake) << axes;
+  }
+}
+
+TEST(Verifier, CatchesTheSameMaskOnEveryStep) {
+  const auto found = deviations(
+      "dp=2", Sabotage::kNone,
+      [](train::Session&, verify::Subject& subject, const Mesh& mesh) {
+        subject.forward_backward = [&mesh, inner = subject.forward_backward](std::int64_t step) {
+          manual_seed(mesh, random_state(mesh).seed);
+          return inner(step);
+        };
+      },
+      {}, mlp_with_dropout());
+  EXPECT_GT(largest(found), kMistake);
 }
 
 TEST(AllMeshes, FactoriseEveryWorldSizeOverTheAxes) {

@@ -31,6 +31,8 @@ struct ModelConfig {
   std::int64_t seq_len = 128;
   /// Output projection and token embedding share one parameter.
   bool tie = false;
+  /// mlp, gpt: probability with which an activation is dropped in training.
+  double dropout = 0.0;
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 };
 
@@ -79,7 +81,7 @@ struct TrainConfig {
   std::int64_t steps = 100;
   /// If above 0, replaces `steps`.
   std::int64_t epochs = 0;
-  /// Initial weights, order of the data and held-out split depend on it and on nothing else.
+  /// Initial weights, order of the data, held-out split and dropout depend on it and on nothing else.
   std::int64_t seed = 0;
   /// Evaluate on the held-out data every so many steps; 0: after the last step only.
   std::int64_t eval_every = 0;

@@ -27,6 +27,8 @@ namespace tessera::train {
 struct MlpOptions {
   /// Widths from input to output; at least two.
   std::vector<std::int64_t> sizes;
+  /// Probability with which an activation between two layers is dropped in training.
+  double dropout = 0.0;
 };
 
 struct CnnOptions {
@@ -49,6 +51,9 @@ struct GptOptions {
   std::int64_t seq_len = 128;
   /// The output projection uses the token embedding's parameter and registers none of its own.
   bool tie = false;
+  /// Probability with which embeddings, attention probabilities and what enters the residual stream are dropped in
+  /// training.
+  double dropout = 0.0;
 };
 
 /// Shapes  [B, sizes.front()] -> logits [B, sizes.back()]

@@ -17,17 +17,19 @@ torch::nn::LayerNorm make_norm(std::int64_t hidden) {
 struct GptEmbed : torch::nn::Module {
   explicit GptEmbed(const GptOptions& options)
       : tok(register_module("tok", torch::nn::Embedding(options.vocab, options.hidden))),
-        pos(register_module("pos", torch::nn::Embedding(options.seq_len, options.hidden))) {}
+        pos(register_module("pos", torch::nn::Embedding(options.seq_len, options.hidden))),
+        dropout(options.dropout) {}
 
   torch::Tensor forward(const torch::Tensor& ids_BT) {
     const auto num_tokens = ids_BT.size(1);
     check<ShapeError>(num_tokens <= pos->weight.size(0), "gpt: {} tokens in a sample, but model.seq_len is {}",
                       num_tokens, pos->weight.size(0));
-    return tok(ids_BT) + pos->weight.slice(0, 0, num_tokens);
+    return torch::dropout(tok(ids_BT) + pos->weight.slice(0, 0, num_tokens), dropout, is_training());
   }
 
   torch::nn::Embedding tok;
   torch::nn::Embedding pos;
+  double dropout;
 };
 
 // [B, T, D] -> [B, T, D].
@@ -40,19 +42,23 @@ struct GptBlock : torch::nn::Module {
         proj(register_module("proj", torch::nn::Linear(options.hidden, options.hidden))),
         ln2(register_module("ln2", make_norm(options.hidden))),
         up(register_module("up", torch::nn::Linear(options.hidden, options.ffn))),
-        down(register_module("down", torch::nn::Linear(options.ffn, options.hidden))) {}
+        down(register_module("down", torch::nn::Linear(options.ffn, options.hidden))),
+        dropout(options.dropout) {}
 
   torch::Tensor forward(const torch::Tensor& x_BTD) {
-    const auto y_BTD = x_BTD + proj(attend(ln1(x_BTD)));
-    return y_BTD + down(torch::gelu(up(ln2(y_BTD)), "tanh"));
+    const auto y_BTD = x_BTD + drop(proj(attend(ln1(x_BTD))));
+    return y_BTD + drop(down(torch::gelu(up(ln2(y_BTD)), "tanh")));
   }
+
+  torch::Tensor drop(const torch::Tensor& x) const { return torch::dropout(x, dropout, is_training()); }
 
   torch::Tensor attend(const torch::Tensor& x_BTD) {
     const auto batch = x_BTD.size(0);
     const auto num_tokens = x_BTD.size(1);
     const auto qkv_3BHTK = qkv(x_BTD).view({batch, num_tokens, heads, 3, head_dim}).permute({3, 0, 2, 1, 4}).unbind(0);
-    const auto out_BHTK = torch::scaled_dot_product_attention(qkv_3BHTK[0], qkv_3BHTK[1], qkv_3BHTK[2],
-                                                              /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true);
+    const auto out_BHTK =
+        torch::scaled_dot_product_attention(qkv_3BHTK[0], qkv_3BHTK[1], qkv_3BHTK[2],
+                                            /*attn_mask=*/{}, is_training() ? dropout : 0.0, /*is_causal=*/true);
     return out_BHTK.transpose(1, 2).reshape({batch, num_tokens, heads * head_dim});
   }
 
@@ -64,6 +70,7 @@ struct GptBlock : torch::nn::Module {
   torch::nn::LayerNorm ln2;
   torch::nn::Linear up;
   torch::nn::Linear down;
+  double dropout;
 };
 
 // [B, T, D] -> logits [B, T, V]: final norm, then a projection without bias.
@@ -127,7 +134,8 @@ ModelParts make_gpt_parts(const ModelConfig& config) {
                             .ffn = config.ffn,
                             .vocab = config.vocab,
                             .seq_len = config.seq_len,
-                            .tie = config.tie});
+                            .tie = config.tie,
+                            .dropout = config.dropout});
   parts.input = {InputKind::kTokens, config.seq_len, config.vocab};
   parts.metric = Metric::kPerplexity;
   parts.unit = "tokens";

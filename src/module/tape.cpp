@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// Recording: every call runs on the meta device, which works out sizes and touches no memory.
+#include "module/tape.h"
+
+#include <ATen/ops/empty_strided.h>
+
+#include <algorithm>
+
+#include "tessera/base/error.h"
+
+namespace tessera::module {
+namespace {
+
+bool is_written(const c10::Argument& argument) {
+  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
+}
+
+/// Device arguments: "device" of factories and of to().
+bool is_device(const c10::Argument& argument) {
+  c10::TypePtr type = argument.type();
+  if (const auto optional = type->cast<c10::OptionalType>()) type = optional->getElementType();
+  return type->kind() == c10::TypeKind::DeviceObjType;
+}
+
+bool returns_tensor(const c10::FunctionSchema& schema) {
+  return std::any_of(schema.returns().begin(), schema.returns().end(), [](const c10::Argument& result) {
+    return result.type()->kind() == c10::TypeKind::TensorType || result.type()->kind() == c10::TypeKind::ListType;
+  });
+}
+
+at::Tensor without_memory(const at::Tensor& tensor) {
+  if (!tensor.defined() || tensor.is_meta()) return tensor;
+  return at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(at::kMeta));
+}
+
+void refuse_generator(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments) {
+  const auto& schema = op.schema();
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    check<ConfigError>(
+        schema.arguments()[i].name() != "generator" || arguments[i].isNone(),
+        "build: {} draws from a torch::Generator, which knows nothing of the mesh; pass none, and seed the "
+        "mesh with tessera::manual_seed",
+        schema.name());
+  }
+}
+
+void run_without_memory(const c10::OperatorHandle& op, torch::jit::Stack& stack) {
+  try {
+    op.callBoxed(stack);
+  } catch (const c10::Error& error) {
+    const std::string reason = error.what_without_backtrace();
+    throw ConfigError(
+        fmt::format("build: {} needs the values of tensors that have no memory yet ({}); do it after "
+                    "tessera::build, or with tensors made before it",
+                    op.schema().name(), reason.substr(0, reason.find('\n'))));
+  }
+}
+
+}  // namespace
+
+Tape::Place Tape::place_of(const at::Tensor& tensor) {
+  return {tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl(), tensor.scalar_type(),
+          tensor.storage_offset(), tensor.sizes().vec(), tensor.strides().vec()};
+}
+
+bool Tape::knows(const at::Tensor& tensor) const {
+  return tensor.defined() && tensor.is_meta() &&
+         storages_.contains(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+}
+
+ValueId Tape::find(const at::Tensor& tensor) const {
+  if (!knows(tensor)) return -1;
+  const auto found = places_.find(place_of(tensor));
+  return found == places_.end() ? -1 : found->second;
+}
+
+ValueId Tape::number(const at::Tensor& tensor, bool is_new) {
+  const ValueId known = find(tensor);
+  if (known >= 0 && !is_new) return known;
+  const c10::Storage& storage = tensor.storage();
+  storages_.emplace(storage.unsafeGetStorageImpl(), storage);
+  values_.push_back({{tensor.sizes().begin(), tensor.sizes().end()}, tensor.scalar_type()});
+  return places_[place_of(tensor)] = static_cast<ValueId>(values_.size()) - 1;
+}
+
+void Tape::number_outputs(RecordedCall& call, torch::jit::Stack& stack, std::size_t first) {
+  const auto& returns = call.op.schema().returns();
+  for (std::size_t i = 0; i < returns.size(); ++i) {
+    const c10::IValue& value = stack[first + i];
+    // What is written in place keeps its number, unless its sizes changed.
+    const bool is_new = !is_written(returns[i]);
+    auto& ids = call.outputs.emplace_back();
+    if (value.isTensor() && value.toTensor().defined()) {
+      ids.push_back(number(value.toTensor(), is_new));
+    } else if (value.isTensorList()) {
+      for (const c10::IValue& item : value.toListRef()) ids.push_back(number(item.toTensor(), is_new));
+    }
+  }
+}
+
+void Tape::record(const c10::OperatorHandle& op, torch::jit::Stack& stack) {
+  const auto& schema = op.schema();
+  const std::size_t first = stack.size() - schema.arguments().size();
+  const std::vector<c10::IValue> arguments(stack.begin() + static_cast<std::ptrdiff_t>(first), stack.end());
+  RecordedCall call{op, {}, {}, {}};
+  bool concerns_us = false;
+  bool any_tensor = false;
+  bool writes_ordinary = false;
+  for_each_tensor(schema, arguments, [&](const at::Tensor& tensor, std::size_t argument) {
+    check<ConfigError>(!knows(tensor) || find(tensor) >= 0,
+                       "build: {} got a tensor whose sizes were changed behind the dispatcher's back; make it with an "
+                       "operator",
+                       schema.name());
+    call.inputs.push_back(find(tensor));
+    concerns_us = concerns_us || call.inputs.back() >= 0;
+    any_tensor = any_tensor || tensor.defined();
+    writes_ordinary = writes_ordinary || (call.inputs.back() < 0 && is_written(schema.arguments()[argument]));
+  });
+  const bool is_factory = !any_tensor && returns_tensor(schema) && schema.name().starts_with("aten::");
+  if (!concerns_us && !is_factory) {
+    op.callBoxed(stack);
+    return;
+  }
+  check<ConfigError>(!writes_ordinary,
+                     "build: {} writes what has no memory yet into a tensor that was made before; do it "
+                     "after tessera::build",
+                     schema.name());
+  refuse_generator(op, arguments);
+  replace_tensors(schema, arguments, call.arguments,
+                  [&](const at::Tensor& tensor) { return knows(tensor) ? at::Tensor() : tensor; });
+  std::vector<c10::IValue> shapes;
+  replace_tensors(schema, arguments, shapes, without_memory);
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    if (is_device(schema.arguments()[i]) && (is_factory || !shapes[i].isNone())) shapes[i] = c10::Device(at::kMeta);
+  }
+  stack.erase(stack.begin() + static_cast<std::ptrdiff_t>(first), stack.end());
+  stack.insert(stack.end(), shapes.begin(), shapes.end());
+  run_without_memory(op, stack);
+  number_outputs(call, stack, first);
+  calls_.push_back(std::move(call));
+}
+
+}  // namespace tessera::module
