@@ -19,13 +19,16 @@ void place(const std::string& name, at::Tensor& tensor, const Mesh& mesh, const 
   }
 }
 
-
 void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& mesh, const Plan& plan,
                      const std::shared_ptr<module::GradientReducer>& reducer) {
   const ParameterLayout layout = plan.layout_of(name, parameter.dim(), mesh);
   if (!is_mesh_tensor(parameter)) place(name, parameter, mesh, layout.value);
   tensor::MeshStorage& storage = tensor::storage_of(parameter);
   storage.gathered_at_use = layout.gathered_at_use;
+  if (layout.planned_outputs != 0) {
+    using OutputPlan = tensor::MeshStorage::OutputPlan;
+    storage.output_plan = std::make_shared<const OutputPlan>(OutputPlan{layout.planned_outputs, layout.output});
+  }
   if (!(layout.state == layout.value)) storage.state_placements = std::make_shared<const Placements>(layout.state);
   if (parameter.requires_grad()) module::attach(parameter, reducer, layout.gradient);
 }

@@ -76,6 +76,17 @@ void start(const Batch& batch) {
   }
 }
 
+/// A gradient that every rank along `axis` has whole: each keeps its part of it.
+void keep_own_part(const at::Tensor& gradient, int axis, const Placement& target) {
+  tensor::MeshStorage& storage = tensor::storage_of(gradient);
+  if (storage.mesh().axis_size(axis) == 1) return;
+  Placements placements = storage.placements();
+  placements[axis] = target;
+  const at::Tensor part = tensor::redistribute_local(storage.local(), gradient.sizes(), storage.placements(), placements,
+                                                     storage.mesh());
+  storage.replace(part.clone(at::MemoryFormat::Contiguous), placements);
+}
+
 /// Starts the reduce-scatter of a gradient along `axis`; the storage holds this rank's share from now on.
 void start_scatter(const at::Tensor& gradient, int axis, const Placement& target) {
   tensor::MeshStorage& storage = tensor::storage_of(gradient);
@@ -139,7 +150,10 @@ void GradientReducer::flush() {
 void GradientReducer::scatter(const at::Tensor& gradient, const Placements& target) {
   for (int axis = target.size() - 1; axis >= 0; --axis) {
     tensor::MeshStorage& storage = tensor::storage_of(gradient);
-    if (!target[axis].is_shard() || storage.placements()[axis] != Partial()) continue;
+    const Placement now = storage.placements()[axis];
+    if (!target[axis].is_shard()) continue;
+    if (now.is_replicate()) keep_own_part(gradient, axis, target[axis]);
+    if (now != Partial()) continue;
     const auto whole_bytes = static_cast<std::int64_t>(storage.local().nbytes());
     start_scatter(gradient, axis, target[axis]);
     scattering_.emplace_back(gradient, whole_bytes);

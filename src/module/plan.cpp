@@ -29,11 +29,26 @@ std::string known_axis(const std::string& axis, const std::string& where) {
   return name;
 }
 
+std::map<std::string, Placement> parse_outputs(const toml::table& table, const std::string& where) {
+  std::map<std::string, Placement> outputs;
+  for (const auto& [key, node] : table) {
+    const auto text = node.value<std::string>();
+    check<ConfigError>(text.has_value(), "{}: output.{} must be a string, for instance \"shard(1)\"", where, key.str());
+    outputs[known_axis(std::string(key.str()), where)] = parse_placement(*text);
+  }
+  return outputs;
+}
+
 Plan::Entry parse_entry(const toml::table& table, const std::string& origin) {
   const std::string where = fmt::format("{}:{}", origin, table.source().begin.line);
   Plan::Entry entry;
   for (const auto& [key, node] : table) {
     const std::string name(key.str());
+    if (name == "output") {
+      check<ConfigError>(node.is_table(), "{}: output needs an axis, for instance output.tp = \"shard(1)\"", where);
+      entry.outputs = parse_outputs(*node.as_table(), where);
+      continue;
+    }
     const auto text = node.value<std::string>();
     check<ConfigError>(text.has_value(), "{}: {} must be a string, for instance \"colwise\"", where, name);
     if (name == "match") {
@@ -46,11 +61,25 @@ Plan::Entry parse_entry(const toml::table& table, const std::string& origin) {
   return entry;
 }
 
+/// Writes the placements of the axes that `mesh` has, and returns their bit mask.
+unsigned apply(const std::map<std::string, Placement>& by_name, const Mesh& mesh, Placements& placements) {
+  unsigned axes = 0;
+  for (const auto& [name, placement] : by_name) {
+    const int axis = mesh.axis_index(name);
+    if (axis < 0) continue;
+    placements[axis] = placement;
+    axes |= 1U << static_cast<unsigned>(axis);
+  }
+  return axes;
+}
+
 }  // namespace
 
-Plan& Plan::add(std::string match, const std::map<std::string, Placement>& placements) {
+Plan& Plan::add(std::string match, const std::map<std::string, Placement>& placements,
+                const std::map<std::string, Placement>& outputs) {
   Entry entry{std::move(match), {}};
   for (const auto& [axis, placement] : placements) entry.placements[known_axis(axis, "plan")] = placement;
+  for (const auto& [axis, placement] : outputs) entry.outputs[known_axis(axis, "plan")] = placement;
   entries_.push_back(std::move(entry));
   return *this;
 }
@@ -95,27 +124,29 @@ std::string Plan::to_toml() const {
     for (const auto& [axis, placement] : entry.placements) {
       text += fmt::format("{} = \"{}\"\n", axis, to_string(placement));
     }
+    for (const auto& [axis, placement] : entry.outputs) {
+      text += fmt::format("output.{} = \"{}\"\n", axis, to_string(placement));
+    }
     text += '\n';
   }
   return text;
 }
 
-Placements Plan::entry_placements(const std::string& parameter, const Mesh& mesh) const {
-  Placements placements = Placements::replicated(mesh.num_axes());
-  for (const Entry& entry : entries_) {
-    if (!matches(entry.match, parameter)) continue;
-    for (const auto& [axis, placement] : entry.placements) {
-      const int index = mesh.axis_index(axis);
-      if (index >= 0) placements[index] = placement;
-    }
-    break;
-  }
-  return placements;
+const Plan::Entry* Plan::entry_of(const std::string& parameter) const {
+  const auto found = std::find_if(entries_.begin(), entries_.end(),
+                                  [&](const Entry& entry) { return matches(entry.match, parameter); });
+  return found == entries_.end() ? nullptr : &*found;
 }
 
 ParameterLayout Plan::layout_of(const std::string& parameter, std::int64_t num_dims, const Mesh& mesh) const {
-  const Placements value = entry_placements(parameter, mesh);
-  ParameterLayout layout{value, value, value};
+  ParameterLayout layout;
+  Placements value = Placements::replicated(mesh.num_axes());
+  layout.output = value;
+  if (const Entry* entry = entry_of(parameter)) {
+    apply(entry->placements, mesh, value);
+    layout.planned_outputs = apply(entry->outputs, mesh, layout.output);
+  }
+  layout.value = layout.gradient = layout.state = value;
   const int axis = mesh.axis_index("dp_shard");
   if (axis < 0 || mesh.axis_size(axis) == 1) return layout;
   if (zero_ > 0 && num_dims > 0 && value[axis].is_replicate()) {

@@ -44,17 +44,25 @@ Plan plan_for_cnn(const std::vector<std::string>& parameters) {
   return take_matching({{"*conv1.*", Shard(0)}, {"*norm1.*", Shard(0)}, {"*conv2.weight", Shard(1)}}, parameters);
 }
 
-Plan plan_for_transformer(const std::vector<std::string>& parameters) {
-  return take_matching({{"*.qkv.*", Shard(0)},
-                        {"*.q.*", Shard(0)},
-                        {"*.k.*", Shard(0)},
-                        {"*.v.*", Shard(0)},
-                        {"*.up.*", Shard(0)},
-                        {"*.gate.*", Shard(0)},
-                        {"*.proj.weight", Shard(1)},
-                        {"*.down.weight", Shard(1)},
-                        {"head.out.weight", Shard(0)}},
-                       parameters);
+Plan plan_for_transformer(const std::vector<std::string>& parameters, const TransformerPlanOptions& options) {
+  Plan plan = take_matching({{"*.qkv.*", Shard(0)},
+                             {"*.q.*", Shard(0)},
+                             {"*.k.*", Shard(0)},
+                             {"*.v.*", Shard(0)},
+                             {"*.up.*", Shard(0)},
+                             {"*.gate.*", Shard(0)},
+                             {"*.proj.weight", Shard(1)},
+                             {"*.down.weight", Shard(1)},
+                             {"head.out.weight", Shard(0)}},
+                            parameters);
+  constexpr const char* kTokens = "*tok.weight";
+  const bool has_tokens = std::any_of(parameters.begin(), parameters.end(), [](const std::string& name) {
+    return ::fnmatch(kTokens, name.c_str(), 0) == 0;
+  });
+  if (!has_tokens) return plan;
+  constexpr int kSequenceDim = 1;
+  if (options.sequence_parallel) return plan.add(kTokens, {{"tp", Shard(0)}}, {{"tp", Shard(kSequenceDim)}});
+  return plan.add(kTokens, {{"tp", Shard(0)}});
 }
 
 }  // namespace tessera

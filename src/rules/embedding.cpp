@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Embedding look-ups: sharded over the indices or over the width.
+// Embedding look-ups: sharded over the indices, over the width, or over the vocabulary.
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros.h>
+
 #include "rules/families.h"
+#include "rules/index_range.h"
 #include "rules/rows.h"
 
 namespace tessera::rules {
@@ -11,6 +16,33 @@ void embedding_rows(const OpCall& call, int axis, Rows& rows) {
   const std::int64_t dim = sharded_dim(call, 1, axis);
   if (dim >= 0) add_row(call, rows, {R, S(dim)}, {S(dim)});
   if (sharded_dim(call, 0, axis) == 1) add_row(call, rows, {S(1), R}, {S(call.tensor(1).dim())});
+  if (sharded_dim(call, 0, axis) == 0) add_row(call, rows, {S(0), R}, {P});
+}
+
+/// Words of other ranks give zeros, so that the sum over ranks has each word once.
+/// Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
+void compute_words(const c10::OperatorHandle& op, const Decision& decision, const Mesh&, torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  const IndexRange words{decision.notes[0], decision.notes[1], decision.notes[2]};
+  const at::Tensor weight = arguments[0].toTensor();
+  const at::Tensor indices = arguments[1].toTensor();
+  const at::Tensor here = words.covers(indices);
+  words.check_bounds(indices, at::ones_like(here), "embedding");
+  if (words.length == 0) {
+    std::vector<std::int64_t> sizes = indices.sizes().vec();
+    sizes.push_back(weight.size(1));
+    stack.emplace_back(at::zeros(sizes, weight.options()));
+    return;
+  }
+  const at::Tensor found = at::embedding(weight, indices.sub(words.begin).clamp_(0, words.length - 1));
+  stack.emplace_back(found.mul(here.unsqueeze(-1)));
+}
+
+void localise_words(const OpCall& call, Decision& decision) {
+  if (axes_cutting(decision.inputs[0], 0) == 0) return;
+  const IndexRange words = IndexRange::of(call, decision, 0, 0);
+  decision.notes = {words.begin, words.length, words.total};
+  decision.compute = compute_words;
 }
 
 // embedding_dense_backward(grad_output [..., D], indices [...], num_weights, padding_idx, scale_grad_by_freq) -> [V, D]
@@ -54,7 +86,7 @@ void sample_weight_rows(const OpCall& call, int axis, Rows& rows) {
 }  // namespace
 
 void add_embedding_rules(RuleTable& table) {
-  table["aten::embedding"] = {.rows = embedding_rows};
+  table["aten::embedding"] = {.rows = embedding_rows, .localise = localise_words, .follows_plan_output = true};
   table["aten::embedding_dense_backward"] = {.rows = embedding_backward_rows};
   for (const char* name : {"aten::_embedding_bag", "aten::_embedding_bag_forward_only"}) {
     table[name] = {.rows = embedding_bag_rows};

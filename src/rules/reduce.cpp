@@ -316,6 +316,8 @@ void add_reduce_rules(RuleTable& table) {
   }
   // Reads one number: the value must be whole.
   table["aten::_local_scalar_dense"] = {};
+  // How many are selected is known of the whole value only.
+  table["aten::masked_select"] = {};
   for (const char* name : {"aten::equal", "aten::allclose", "aten::_is_all_true", "aten::_is_any_true"}) table[name] = {};
 }
 

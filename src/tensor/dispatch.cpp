@@ -270,7 +270,9 @@ class Call {
       } else if (returned >= 0 && value.isTensor()) {
         value = tensor_of_argument(returned);
       } else if (value.isTensor() && value.toTensor().defined()) {
-        value = wrap_one(value.toTensor(), decision, i);
+        value = i == 0 && info_.rule != nullptr && info_.rule->follows_plan_output
+                    ? wrap_as_planned(value.toTensor(), decision)
+                    : wrap_one(value.toTensor(), decision, i);
       } else if (value.isList()) {
         wrap_list(value, decision, i);
       }
@@ -284,6 +286,19 @@ class Call {
     at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
     note_view(result, decision);
     return result;
+  }
+
+  /// An activation goes to where the plan of its parameter wants it: sequence parallelism starts at an embedding.
+  [[nodiscard]] at::Tensor wrap_as_planned(const at::Tensor& local, const Decision& decision) const {
+    const auto* plan = is_mesh(tensors_[0].tensor) ? storage_of(tensors_[0].tensor).output_plan.get() : nullptr;
+    if (plan == nullptr) return wrap_one(local, decision, 0);
+    Placements wanted = decision.outputs[0];
+    for (int axis = 0; axis < wanted.size(); ++axis) {
+      const bool planned = (plan->axes >> static_cast<unsigned>(axis) & 1U) != 0 && mesh_->axis_size(axis) > 1;
+      if (planned) wanted[axis] = plan->placements[axis];
+    }
+    const Sizes& sizes = decision.output_sizes[0];
+    return wrap(redistribute_local(local, sizes, decision.outputs[0], wanted, *mesh_), wanted, *mesh_, sizes);
   }
 
   void note_view(const at::Tensor& result, const Decision& decision) const {

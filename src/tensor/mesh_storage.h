@@ -45,6 +45,12 @@ class MeshStorage final : public c10::StorageImpl {
   /// Bit i: sharded along axis i to save memory only. Whoever computes with the value gathers it for that use and
   /// leaves the other operands where they are. Views inherit it.
   unsigned gathered_at_use = 0;
+  /// How what is computed from this parameter should lie on some axes (bit i of `axes`: axis i); null: as it comes out.
+  struct OutputPlan {
+    unsigned axes = 0;
+    Placements placements;
+  };
+  std::shared_ptr<const OutputPlan> output_plan;
   /// How tensors made after this one (zeros_like: the state of an optimizer) lie; null: as this one does.
   std::shared_ptr<const Placements> state_placements;
 

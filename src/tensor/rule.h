@@ -90,6 +90,8 @@ struct Rule {
   void (*localise)(const OpCall& call, Decision& decision) = nullptr;
   /// Global sizes of the outputs where they do not follow from an input's sharded dim. May be null.
   std::vector<Sizes> (*output_sizes)(const OpCall& call) = nullptr;
+  /// The first tensor is a parameter and the first output an activation: it is brought to where the plan wants it.
+  bool follows_plan_output = false;
   /// The k-th tensors of the call's lists are a call of their own (_foreach_add_): `rows` is asked for each of them, and
   /// tensors outside of lists are replicated.
   bool per_element = false;

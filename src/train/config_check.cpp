@@ -62,6 +62,11 @@ void check_mesh(const TrainConfig& config, Problems& problems) {
   } catch (const ConfigError& error) {
     problems.emplace_back("mesh", error.what());
   }
+  if (config.plan.sequence_parallel && (config.model.name != "gpt" || !config.plan.file.empty())) {
+    problems.emplace_back("plan.sequence_parallel",
+                          "shards the sequence of the standard plan of gpt; in a plan file, give the embedding's weight "
+                          "output.tp = \"shard(1)\" instead");
+  }
   if (config.plan.zero > 0 && !has_dp_shard) {
     problems.emplace_back("plan.zero", fmt::format("{} shards over axis dp_shard, which mesh \"{}\" does not have; allowed: "
                                                    "0, or a mesh such as dp_shard=4",

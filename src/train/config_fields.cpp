@@ -41,6 +41,8 @@ std::vector<ConfigField> make_fields() {
       {"plan.zero", "zero", TESSERA_MEMBER(plan.zero),
        "sharded over dp_shard: 1 optimizer state, 2 gradients too, 3 parameters too; 0: as the plan file says", "", {}, 0,
        3},
+      {"plan.sequence_parallel", "sequence-parallel", TESSERA_MEMBER(plan.sequence_parallel),
+       "gpt: shard activations between tensor-parallel products over the sequence", "", {}},
       {"optimizer.name", "optimizer", TESSERA_MEMBER(optimizer.name), "update rule", "", {"adamw", "adam", "sgd"}},
       {"optimizer.lr", "lr", TESSERA_MEMBER(optimizer.lr), "learning rate", "", {}, 0, 1e6},
       {"optimizer.weight_decay", "weight-decay", TESSERA_MEMBER(optimizer.weight_decay), "weight decay", "", {}, 0,

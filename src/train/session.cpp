@@ -38,10 +38,17 @@ const std::map<std::string, OptimizerMaker>& optimizer_table() {
   return kTable;
 }
 
-using ReadyPlan = Plan (*)(const std::vector<std::string>&);
+using ReadyPlan = Plan (*)(const std::vector<std::string>&, const PlanConfig&);
 const std::map<std::string, ReadyPlan>& ready_plans() {
+  using Names = std::vector<std::string>;
   static const std::map<std::string, ReadyPlan> kTable{
-      {"mlp", plan_for_mlp}, {"cnn", plan_for_cnn}, {"gpt", plan_for_transformer}};
+      {"mlp", [](const Names& names, const PlanConfig&) { return plan_for_mlp(names); }},
+      {"cnn", [](const Names& names, const PlanConfig&) { return plan_for_cnn(names); }},
+      {"gpt",
+       [](const Names& names, const PlanConfig& config) {
+         return plan_for_transformer(names, {.sequence_parallel = config.sequence_parallel});
+       }},
+  };
   return kTable;
 }
 
@@ -96,7 +103,7 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
 Plan plan_of(const TrainConfig& config, const torch::nn::Module& module) {
   const auto ready = ready_plans().find(config.model.name);
   Plan plan = !config.plan.file.empty()      ? Plan::load(config.plan.file)
-              : ready != ready_plans().end() ? ready->second(module.named_parameters().keys())
+              : ready != ready_plans().end() ? ready->second(module.named_parameters().keys(), config.plan)
                                              : Plan();
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
   return plan;

@@ -94,6 +94,10 @@ const std::vector<Case>& cases() {
       {"foreach", [] { return Tensors{values({4, 6}), values({6}) + 2}; }, [](const Tensors& x) { const auto sums = torch::_foreach_add(x, x); const auto products = torch::_foreach_mul(x, 2.0); const auto norms = torch::_foreach_norm(x, 3); const auto largest = torch::_foreach_max(x); return Tensors{sums[0], sums[1], products[0], products[1], norms[0], norms[1], largest[0], largest[1]}; }},
       {"glu_prelu", [] { return Tensors{values({4, 6}), values({6})}; }, [](const Tensors& x) { return Tensors{torch::glu(x[0], 1), torch::prelu(x[0], x[1]), torch::leaky_relu(x[0]), torch::log_sigmoid(x[0]), torch::hardswish(x[0])}; }},
       {"conv1d_transposed", [] { return Tensors{values({4, 6, 5}), values({6, 3, 3})}; }, [](const Tensors& x) { return Tensors{torch::conv_transpose1d(x[0], x[1])}; }},
+      {"cross_entropy_smoothed", [] { return Tensors{values({6, 5}), indices({6}, 5), values({5}) + 2}; }, [](const Tensors& x) { namespace F = torch::nn::functional; return Tensors{F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().weight(x[2].detach()).label_smoothing(0.1).ignore_index(2)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().weight(x[2].detach()).reduction(torch::kNone))}; }},
+      {"cross_entropy_planes", [] { return Tensors{values({2, 5, 3, 2}), indices({2, 3, 2}, 5)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
+      {"cross_entropy_of_two_classes", [] { return Tensors{values({4, 2}), indices({4}, 2)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1]), torch::softmax(x[0], 1)}; }},
+      {"embedding_of_two_words", [] { return Tensors{values({2, 4}), indices({3, 5}, 2)}; }, [](const Tensors& x) { return Tensors{torch::embedding(x[0], x[1])}; }},
       {"mse", [] { return Tensors{values({5, 3}), values({5, 3}) * 2}; }, [](const Tensors& x) { return Tensors{torch::mse_loss(x[0], x[1]), torch::mse_loss(x[0], x[1], at::Reduction::Sum), torch::smooth_l1_loss(x[0], x[1]), torch::huber_loss(x[0], x[1])}; }},
   };
   return kCases;

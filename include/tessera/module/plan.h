@@ -16,6 +16,8 @@ struct ParameterLayout {
   Placements value;
   Placements gradient;  ///< once it is reduced
   Placements state;     ///< what an optimizer keeps for it
+  Placements output;    ///< what is computed from it, on the axes of `planned_outputs`
+  unsigned planned_outputs = 0;
   /// Bit i: sharded along axis i to save memory; whoever computes with the value gathers it for that use.
   unsigned gathered_at_use = 0;
 };
@@ -42,13 +44,18 @@ class Plan {
   struct Entry {
     std::string match;
     std::map<std::string, Placement> placements;  ///< by axis name
+    /// How the activation that an embedding with this weight gives should lie, by axis name; axes that are not named stay
+    /// as they come out. Everything after it follows: with tp = shard(1), the blocks' norms, dropouts and residuals are
+    /// sharded over the sequence. In the file: output.tp = "shard(1)".
+    std::map<std::string, Placement> outputs = {};
   };
 
   /// Everything replicated: data parallel.
   Plan() = default;
 
   /// Appends an entry. Throws ConfigError for an unknown axis.
-  Plan& add(std::string match, const std::map<std::string, Placement>& placements);
+  Plan& add(std::string match, const std::map<std::string, Placement>& placements,
+            const std::map<std::string, Placement>& outputs = {});
 
   /// ZeRO: what is cut along dim 0 over axis dp_shard, on top of the entries. 1: the optimizer's state; 2: gradients too;
   /// 3: parameters too, which are gathered for each use and dropped after it (FSDP; with dp_replicate beside it, HSDP).
@@ -74,7 +81,7 @@ class Plan {
   void check_matches(const std::vector<std::string>& parameters) const;
 
  private:
-  [[nodiscard]] Placements entry_placements(const std::string& parameter, const Mesh& mesh) const;
+  [[nodiscard]] const Entry* entry_of(const std::string& parameter) const;
 
   std::vector<Entry> entries_;
   int zero_ = 0;
@@ -88,7 +95,14 @@ class Plan {
 [[nodiscard]] Plan plan_for_mlp(const std::vector<std::string>& parameters);
 /// CNN of residual blocks (conv1, norm1, conv2): output channels of conv1, input channels of conv2.
 [[nodiscard]] Plan plan_for_cnn(const std::vector<std::string>& parameters);
-/// Transformer blocks: qkv, q, k, v, up, gate column-parallel; proj, down row-parallel; output head over the vocabulary.
-[[nodiscard]] Plan plan_for_transformer(const std::vector<std::string>& parameters);
+struct TransformerPlanOptions {
+  /// Activations between the tensor-parallel products lie sharded over the sequence.
+  /// Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.
+  bool sequence_parallel = false;
+};
+/// Transformer blocks: qkv, q, k, v, up, gate column-parallel; proj, down row-parallel; token embedding and output head
+/// over the vocabulary, so that logits are never gathered.
+[[nodiscard]] Plan plan_for_transformer(const std::vector<std::string>& parameters,
+                                        const TransformerPlanOptions& options = {});
 
 }  // namespace tessera

@@ -52,6 +52,9 @@ struct PlanConfig {
   std::string file;
   /// What is sharded over dp_shard besides: 0 as the plan file says, 1 optimizer state, 2 gradients too, 3 parameters too.
   std::int64_t zero = 0;
+  /// gpt: activations between tensor-parallel products lie sharded over the sequence; not with a plan file, which says so
+  /// itself.
+  bool sequence_parallel = false;
   friend bool operator==(const PlanConfig&, const PlanConfig&) = default;
 };
 
