@@ -85,7 +85,10 @@ class Reference:
         inputs = copies(sample.plain)
         result = sample.call(inputs)
         self.outputs = tensors_in([sample.finish(result)])
-        self.gradients = gradients(self.outputs, inputs)
+        try:
+            self.gradients = gradients(self.outputs, inputs)
+        except Exception:  # noqa: BLE001: some samples have no backward even on plain tensors
+            self.gradients = None
         self.outputs = [output.detach() for output in self.outputs]
         self.inputs = inputs
         self.values = plain_values(result)
@@ -164,7 +167,9 @@ class Evaluation:
             outputs = tensors_in([sample.finish(result)])
             self.without_fallback = sum(self.mesh.replicated_fallbacks().values()) == fallbacks
             self.kept_shards = any(stays_spread(output) for output in outputs)
-            found = gradients(outputs, inputs, self.mesh, self.axes)
+            found = []
+            if reference.gradients is not None:
+                found = gradients(outputs, inputs, self.mesh, self.axes)
             if undefined:
                 outputs = [torch.zeros(o.shape, dtype=o.dtype) for o in outputs]
                 expected = [torch.zeros_like(o) for o in reference.outputs]
@@ -172,7 +177,7 @@ class Evaluation:
                 expected = reference.outputs
             coarsest = coarsest_of(sample)
             difference = (compare(expected, outputs, "output", coarsest)
-                          or compare(reference.gradients, found, "gradient", coarsest)
+                          or compare(reference.gradients or [], found, "gradient", coarsest)
                           or compare(reference.inputs, inputs, "input after the call,", coarsest))
             if not difference and plain_values(result) != reference.values:
                 difference = f"{plain_values(result)} instead of {reference.values}"
