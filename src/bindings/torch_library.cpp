@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mesh tensors from Python, without binding code of our own: torch.ops.load_library("libtessera.so") finds the operators
-// torch.ops.tessera.* and the classes torch.classes.tessera.* below.
+// Mesh tensors from Python, without binding code of our own: torch.ops.load_library("libtessera.so") finds the
+// operators torch.ops.tessera.* and the classes torch.classes.tessera.* below.
 //
 //   ranks = torch.classes.tessera.Ranks()            in a process that `tessera run` or torchrun started
 //   mesh = torch.classes.tessera.Mesh(ranks, "dp=2,tp=2")
@@ -51,7 +51,9 @@ at::Tensor redistribute_words(const at::Tensor& tensor, const std::vector<std::s
 
 /// Operators may not return what they were given, which a plain tensor would be.
 at::Tensor local_part(const at::Tensor& tensor) { return is_mesh_tensor(tensor) ? local(tensor) : tensor.alias(); }
-at::Tensor full_value(const at::Tensor& tensor) { return is_mesh_tensor(tensor) ? full(tensor).alias() : tensor.alias(); }
+at::Tensor full_value(const at::Tensor& tensor) {
+  return is_mesh_tensor(tensor) ? full(tensor).alias() : tensor.alias();
+}
 
 std::vector<std::string> placement_words(const at::Tensor& tensor) {
   std::vector<std::string> words;
@@ -81,17 +83,17 @@ TORCH_LIBRARY(tessera, library) {
       .def(torch::init<RanksPtr, std::string>())
       .def("rank", [](const MeshPtr& self) { return std::int64_t{self->mesh.rank()}; })
       .def("size", [](const MeshPtr& self) { return std::int64_t{self->mesh.size()}; })
-      .def("coordinate", [](const MeshPtr& self, std::int64_t axis) {
-        return std::int64_t{self->mesh.coordinate(static_cast<int>(axis))};
-      })
+      .def("coordinate", [](const MeshPtr& self,
+                            std::int64_t axis) { return std::int64_t{self->mesh.coordinate(static_cast<int>(axis))}; })
       .def("describe", [](const MeshPtr& self) { return self->mesh.to_string(); })
       .def("replicated_fallbacks", fallback_counts)
       .def("sharded_operators", sharded_names);
   // Without a dispatch key: they take mesh tensors and plain ones, and look for themselves.
   library.def("distribute(Tensor tensor, __torch__.torch.classes.tessera.Mesh mesh, str[] placements) -> Tensor",
               distribute_words);
-  library.def("from_local(Tensor local, __torch__.torch.classes.tessera.Mesh mesh, str[] placements, int[] sizes) -> Tensor",
-              from_local_words);
+  library.def(
+      "from_local(Tensor local, __torch__.torch.classes.tessera.Mesh mesh, str[] placements, int[] sizes) -> Tensor",
+      from_local_words);
   library.def("redistribute(Tensor tensor, str[] placements) -> Tensor", redistribute_words);
   library.def("local(Tensor tensor) -> Tensor", local_part);
   library.def("full(Tensor tensor) -> Tensor", full_value);

@@ -68,8 +68,8 @@ void constant_pad_rows(const OpCall& call, int axis, Rows& rows) {
   if (!padded) add_row(call, rows, {S(dim)}, {S(dim)});
 }
 
-/// reflection_pad1d to 3d and replication_pad1d to 3d, forward (self, padding) and backward (grad_output, self, padding):
-/// the padded dims are the last ones.
+/// reflection_pad1d to 3d and replication_pad1d to 3d, forward (self, padding) and backward (grad_output, self,
+/// padding): the padded dims are the last ones.
 void plane_pad_rows(const OpCall& call, int axis, Rows& rows) {
   const auto padded = static_cast<std::int64_t>(call.named("padding").toDimVector().size() / 2);
   for (const std::int64_t dim : sharded_dims(call, axis)) {

@@ -29,7 +29,8 @@ std::vector<std::int64_t> all_but_channels(std::int64_t dims) {
 /// decision.notes: the global count per channel, then the mesh axes that cut the batch or the plane.
 void reduce_over_axes(at::Tensor& tensor, const Decision& decision, const Mesh& mesh) {
   tensor = tensor.contiguous();
-  for (std::size_t i = 1; i < decision.notes.size(); ++i) mesh.along(static_cast<int>(decision.notes[i])).all_reduce(tensor);
+  for (std::size_t i = 1; i < decision.notes.size(); ++i)
+    mesh.along(static_cast<int>(decision.notes[i])).all_reduce(tensor);
 }
 
 bool has(const c10::IValue& value) { return value.isTensor() && value.toTensor().defined(); }
@@ -52,7 +53,8 @@ Moments moments_of(const at::Tensor& input, const Decision& decision, const Mesh
   return moments;
 }
 
-void update_running(const Arguments& arguments, const Moments& moments, double count, double momentum, std::size_t first) {
+void update_running(const Arguments& arguments, const Moments& moments, double count, double momentum,
+                    std::size_t first) {
   if (has(arguments[first])) {
     at::Tensor mean = arguments[first].toTensor();
     mean.mul_(1 - momentum).add_(moments.mean.to(mean.scalar_type()), momentum);
@@ -83,8 +85,8 @@ void compute_batch_norm(const c10::OperatorHandle& op, const Decision& decision,
   stack.emplace_back(inverse);
 }
 
-// native_batch_norm_backward(grad_out, input, weight?, running_mean?, running_var?, save_mean?, save_invstd?, train, eps,
-// output_mask) -> (grad_input, grad_weight, grad_bias), the last two as partial sums
+// native_batch_norm_backward(grad_out, input, weight?, running_mean?, running_var?, save_mean?, save_invstd?, train,
+// eps, output_mask) -> (grad_input, grad_weight, grad_bias), the last two as partial sums
 void compute_batch_norm_backward(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
                                  torch::jit::Stack& stack) {
   const Arguments arguments = pop_arguments(op, stack);
@@ -105,7 +107,8 @@ void compute_batch_norm_backward(const c10::OperatorHandle& op, const Decision& 
     reduce_over_axes(weighted_sum, decision, mesh);
     const auto count = static_cast<double>(decision.notes[0]);
     grad_input = (gradient.to(dtype) - along_channels(sum, dims) / count -
-                  normalised * along_channels(weighted_sum, dims) / count) * inverse;
+                  normalised * along_channels(weighted_sum, dims) / count) *
+                 inverse;
     if (has(arguments[2])) grad_input = grad_input * along_channels(arguments[2].toTensor(), dims);
     grad_input = grad_input.to(input.scalar_type());
   }
@@ -169,7 +172,8 @@ std::vector<Sizes> statistics_sizes(const OpCall& call) {
 void add_batch_norm_rules(RuleTable& table) {
   const Rule forward{.rows = batch_norm_rows, .localise = localise_batch_norm, .output_sizes = statistics_sizes};
   for (const char* name : {"aten::native_batch_norm", "aten::_native_batch_norm_legit"}) table[name] = forward;
-  table["aten::native_batch_norm_backward"] = {.rows = batch_norm_backward_rows, .localise = localise_batch_norm_backward};
+  table["aten::native_batch_norm_backward"] = {.rows = batch_norm_backward_rows,
+                                               .localise = localise_batch_norm_backward};
 }
 
 }  // namespace tessera::rules

@@ -87,10 +87,10 @@ void index_add_rows(const OpCall& call, int axis, Rows& rows) {
 
 /// What an index list does to the dims of self, as NumPy has it.
 struct IndexMap {
-  std::vector<bool> indexed;          ///< per dim of self
-  std::int64_t first = -1;            ///< the first indexed dim
-  std::int64_t index_dims = 0;        ///< of the indices, broadcast
-  bool adjacent = true;               ///< the indexed dims follow each other: the result keeps their position
+  std::vector<bool> indexed;    ///< per dim of self
+  std::int64_t first = -1;      ///< the first indexed dim
+  std::int64_t index_dims = 0;  ///< of the indices, broadcast
+  bool adjacent = true;         ///< the indexed dims follow each other: the result keeps their position
   bool has_mask = false;
 
   [[nodiscard]] std::int64_t position() const { return adjacent ? first : 0; }

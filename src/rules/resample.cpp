@@ -29,7 +29,8 @@ void localise_input_size(const OpCall& call, Decision& decision) {
 // grid_sampler_2d, grid_sampler_3d(input [N, C, ..], grid [N, .., d], ...)
 void grid_rows(const OpCall& call, int axis, Rows& rows) {
   const auto dims = sharded_dims(call, axis);
-  if (contains(dims, 0) && leaves_no_rank_empty(call, call.tensor(0), 0, axis)) add_row(call, rows, {S(0), S(0)}, {S(0)});
+  if (contains(dims, 0) && leaves_no_rank_empty(call, call.tensor(0), 0, axis))
+    add_row(call, rows, {S(0), S(0)}, {S(0)});
   if (sharded_dim(call, 0, axis) == 1 && leaves_no_rank_empty(call, call.tensor(0), 1, axis)) {
     add_row(call, rows, {S(1), R}, {S(1)});
   }
@@ -64,17 +65,18 @@ void add_resample_rules(RuleTable& table) {
   }
   const auto add_upsample = [&](const std::string& name, void (*rows)(const OpCall&, int, Rows&)) {
     table[name] = {.rows = rows};
-    table[name + "_backward"] = {
-        .rows = rows, .localise = localise_input_size, .output_sizes = input_size_argument};
+    table[name + "_backward"] = {.rows = rows, .localise = localise_input_size, .output_sizes = input_size_argument};
   };
   for (const char* name : {"aten::upsample_nearest1d", "aten::_upsample_nearest_exact1d", "aten::upsample_linear1d"}) {
     add_upsample(name, plane_rows<1>);
   }
-  for (const char* name : {"aten::upsample_nearest2d", "aten::_upsample_nearest_exact2d", "aten::upsample_bilinear2d",
-                           "aten::upsample_bicubic2d", "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa"}) {
+  for (const char* name :
+       {"aten::upsample_nearest2d", "aten::_upsample_nearest_exact2d", "aten::upsample_bilinear2d",
+        "aten::upsample_bicubic2d", "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa"}) {
     add_upsample(name, plane_rows<2>);
   }
-  for (const char* name : {"aten::upsample_nearest3d", "aten::_upsample_nearest_exact3d", "aten::upsample_trilinear3d"}) {
+  for (const char* name :
+       {"aten::upsample_nearest3d", "aten::_upsample_nearest_exact3d", "aten::upsample_trilinear3d"}) {
     add_upsample(name, plane_rows<3>);
   }
   for (const char* name : {"aten::grid_sampler_2d", "aten::grid_sampler_3d"}) {

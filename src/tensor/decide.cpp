@@ -42,7 +42,8 @@ InputBytes input_bytes(const OpCall& call, const Row& row, int axis) {
     if (!tensor.defined) continue;
     const double here = redistribution_bytes(tensor.placements[axis], row.inputs[i], bytes_without(call, i, axis),
                                              call.mesh.axis_size(axis));
-    const bool for_use = row.inputs[i].is_replicate() && (tensor.gathered_at_use >> static_cast<unsigned>(axis) & 1U) != 0;
+    const bool for_use =
+        row.inputs[i].is_replicate() && (tensor.gathered_at_use >> static_cast<unsigned>(axis) & 1U) != 0;
     (for_use ? bytes.gathered_for_use : bytes.moved) += here;
   }
   return bytes;
@@ -134,8 +135,7 @@ std::int64_t followed_size(const OpCall& call, const Decision& decision, int axi
   return -1;
 }
 
-Sizes follow_inputs(const OpCall& call, const Decision& decision, const Placements& placements,
-                    at::IntArrayRef local) {
+Sizes follow_inputs(const OpCall& call, const Decision& decision, const Placements& placements, at::IntArrayRef local) {
   Sizes sizes(local.begin(), local.end());
   for (int axis = 0; axis < placements.size(); ++axis) {
     if (!placements[axis].is_shard()) continue;

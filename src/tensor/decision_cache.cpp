@@ -45,7 +45,8 @@ void CallKey::add_argument(const c10::IValue& value) {
 
 MeshRuntime& MeshRuntime::of(const Mesh& mesh) {
   std::shared_ptr<void>& slot = mesh.attachment();
-  if (slot == nullptr) [[unlikely]] slot = std::make_shared<MeshRuntime>();
+  if (slot == nullptr) [[unlikely]]
+    slot = std::make_shared<MeshRuntime>();
   return *static_cast<MeshRuntime*>(slot.get());
 }
 

@@ -53,7 +53,8 @@ void MeshStorage::release_resources() {
 at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes) {
   // Lazy conjugation would stay in the shard, where collectives do not see it.
   const bool is_lazy = local.is_conj() || local.is_neg();
-  if (is_lazy) [[unlikely]] local = local.resolve_conj().resolve_neg();
+  if (is_lazy) [[unlikely]]
+    local = local.resolve_conj().resolve_neg();
   const c10::DispatchKeySet keys = keys_for(local.device());
   const auto dtype = local.dtype();
   const bool contiguous = local.is_contiguous() || strides_are_ambiguous(placements, mesh, global_sizes);

@@ -31,7 +31,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tessera", required=True, help="the program, for `tessera run`")
     parser.add_argument("--library", required=True, help="libtessera.so")
-    parser.add_argument("--python", default=os.environ.get("TESSERA_PYTHON_TORCH", ""))
+    parser.add_argument("--python", default="", help="default: the variable TESSERA_PYTHON_TORCH")
     parser.add_argument("--mesh", action="append", help="default: dp=2, dp=3 and dp=2,tp=2")
     parser.add_argument("--match", default="", help="only operators whose name matches")
     parser.add_argument("--dtype", default="", help="only float64 or float32")
@@ -44,16 +44,17 @@ def parse_arguments():
 
 
 def python_or_skip(arguments) -> str:
-    if not arguments.python:
+    python = arguments.python or os.environ.get("TESSERA_PYTHON_TORCH", "")
+    if not python:
         print("SKIPPED: no Python with torch; set TESSERA_PYTHON_TORCH to one that can import torch, numpy, expecttest and "
               "hypothesis")
         sys.exit(SKIPPED)
-    probe = subprocess.run([arguments.python, "-c", "import torch, numpy, expecttest, hypothesis"], capture_output=True,
+    probe = subprocess.run([python, "-c", "import torch, numpy, expecttest, hypothesis"], capture_output=True,
                            text=True)
     if probe.returncode:
-        print(f"SKIPPED: {arguments.python}: {probe.stderr.strip().splitlines()[-1]}")
+        print(f"SKIPPED: {python}: {probe.stderr.strip().splitlines()[-1]}")
         sys.exit(SKIPPED)
-    return arguments.python
+    return python
 
 
 def list_operators(python: str) -> dict:

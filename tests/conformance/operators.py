@@ -46,7 +46,7 @@ def with_tensors(value, tensors):
         return next(tensors)
     if isinstance(value, (list, tuple)):
         items = [with_tensors(item, tensors) for item in value]
-        return type(value)(items) if type(value) in (list, tuple) else type(value)(*items)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {key: with_tensors(item, tensors) for key, item in value.items()}
     return value
@@ -76,7 +76,9 @@ class Sample:
 def samples_of(op, dtype, limit: int) -> list:
     """At most `limit` samples, spread evenly over those of the database."""
     torch.manual_seed(1)
-    gradient = bool(getattr(op, "supports_autograd", False)) and (dtype.is_floating_point or dtype.is_complex)
+    # _foreach_zero only exists in place, which leaves that want gradients do not take.
+    wants_gradient = bool(getattr(op, "supports_autograd", False)) and op.name != "_foreach_zero"
+    gradient = wants_gradient and (dtype.is_floating_point or dtype.is_complex)
     samples = []
     for sample in op.sample_inputs("cpu", dtype, requires_grad=gradient):
         samples.append(Sample(op, sample))

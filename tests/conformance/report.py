@@ -91,13 +91,10 @@ class Results:
         lines += [f"{category}: {len(groups[category])} ({meaning})" for category, meaning in CATEGORIES.items()]
         sharded = {name.replace("::", ".") for name in self.aten_sharded if name.startswith("aten::")}
         dtensor = set(self.database["dtensor"])
-        lines.append(f"ATen operators seen to run on shards: {len(sharded)}; DTensor of torch {self.database['torch']} "
-                     f"has rules for {len(dtensor)}, of which {len(dtensor & sharded)} were seen here")
+        version = self.database["torch"].partition("+")[0]
+        lines.append(f"ATen operators seen to run on shards: {len(sharded)}; DTensor of torch {version} has rules for "
+                     f"{len(dtensor)}, of which {len(dtensor & sharded)} were seen here")
         return lines
-
-    def not_seen(self) -> list:
-        sharded = {name.replace("::", ".") for name in self.aten_sharded}
-        return sorted(set(self.database["dtensor"]) - sharded)
 
     def print(self):
         for operator in self.wrong():

@@ -376,6 +376,27 @@ TEST(ListOperator, DoesAnOptimizersStepOnShards) {
   });
 }
 
+TEST(VocabularyLookup, MovesNoWeightsAndRefusesStrangers) {
+  test::on_mesh("tp=2", [](const Mesh& mesh) {
+    const Tensor weight = distribute(values({7, 4}), mesh, {Shard(0)});
+    const auto before = mesh.traffic().calls;
+    const Tensor found = torch::embedding(weight, indices({3, 5}, 7));
+    EXPECT_EQ(mesh.traffic().calls, before);
+    EXPECT_EQ(placements(found), (Placements{Partial()}));
+    EXPECT_TRUE(at::equal(full(found), torch::embedding(values({7, 4}), indices({3, 5}, 7))));
+    EXPECT_THROW((void)torch::embedding(weight, at::full({1}, 7, at::kLong)), ShapeError);
+  });
+}
+
+TEST(SoftmaxAlongAShardedDim, KeepsItsShards) {
+  test::on_mesh("tp=3", [](const Mesh& mesh) {
+    const Tensor scores = distribute(values({4, 7}) * 20, mesh, {Shard(1)});
+    const Tensor found = torch::log_softmax(scores, 1);
+    EXPECT_EQ(placements(found), (Placements{Shard(1)}));
+    EXPECT_TRUE(at::allclose(full(found), torch::log_softmax(values({4, 7}) * 20, 1), 1e-13, 1e-13));
+  });
+}
+
 TEST(MaskedIndex, HasTheSizesOfEachCall) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const Tensor spread_values = distribute(values({6, 4}), mesh, {Shard(1)});
