@@ -80,6 +80,18 @@ void check_mesh(const TrainConfig& config, Problems& problems) {
   }
 }
 
+void check_numerics(const TrainConfig& config, Problems& problems) {
+  if (config.batch % config.accumulate != 0) {
+    problems.emplace_back("accumulate", fmt::format("batch = {} does not divide into {} micro-batches ({} mod {} = {})",
+                                                    config.batch, config.accumulate, config.batch, config.accumulate,
+                                                    config.batch % config.accumulate));
+  }
+  if (config.check_finite && config.precision == "fp16") {
+    problems.emplace_back("check_finite",
+                          "fp16 finds its loss scale by overflowing gradients; leave one of the two, or take bf16");
+  }
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, std::string>> find_contradictions(const TrainConfig& config) {
@@ -87,6 +99,7 @@ std::vector<std::pair<std::string, std::string>> find_contradictions(const Train
   check_model(config.model, problems);
   check_data(config, problems);
   check_mesh(config, problems);
+  check_numerics(config, problems);
   return problems;
 }
 

@@ -78,7 +78,7 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 38> kForeign
     {"micro_batch_size", "batch (global, over all ranks)"},
     {"train_micro_batch_size_per_gpu", "batch (global, over all ranks)"},
     {"per_device_train_batch_size", "batch (global, over all ranks)"},
-    {"gradient_accumulation_steps", "batch (global, over all ranks)"},
+    {"gradient_accumulation_steps", "accumulate"},
     {"global_batch_size", "batch"},
     {"train_batch_size", "batch"},
     {"batch_size", "batch"},

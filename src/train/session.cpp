@@ -5,6 +5,9 @@
 #include <functional>
 
 #include "tessera/base/error.h"
+#include "tessera/module/autocast.h"
+#include "tessera/module/check_finite.h"
+#include "tessera/module/clip.h"
 #include "tessera/module/distribute.h"
 #include "tessera/module/fused_optimizers.h"
 #include "tessera/tensor/mesh_tensor.h"
@@ -19,17 +22,20 @@ using OptimizerMaker = std::unique_ptr<torch::optim::Optimizer> (*)(std::vector<
 const std::map<std::string, OptimizerMaker>& optimizer_table() {
   static const std::map<std::string, OptimizerMaker> kTable{
       {"adamw",
-       [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
-         return std::make_unique<FusedAdamW>(
-             std::move(parameters), torch::optim::AdamWOptions(config.lr).weight_decay(config.weight_decay));
+       [](std::vector<at::Tensor> parameters,
+          const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
+         return std::make_unique<FusedAdamW>(std::move(parameters),
+                                             torch::optim::AdamWOptions(config.lr).weight_decay(config.weight_decay));
        }},
       {"adam",
-       [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
+       [](std::vector<at::Tensor> parameters,
+          const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
          return std::make_unique<torch::optim::Adam>(
              std::move(parameters), torch::optim::AdamOptions(config.lr).weight_decay(config.weight_decay));
        }},
       {"sgd",
-       [](std::vector<at::Tensor> parameters, const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
+       [](std::vector<at::Tensor> parameters,
+          const OptimizerConfig& config) -> std::unique_ptr<torch::optim::Optimizer> {
          return std::make_unique<FusedSgd>(
              std::move(parameters),
              torch::optim::SGDOptions(config.lr).momentum(config.momentum).weight_decay(config.weight_decay));
@@ -52,7 +58,14 @@ const std::map<std::string, ReadyPlan>& ready_plans() {
   return kTable;
 }
 
+/// Of parameters: 16-bit precisions compute in 16 bits where autocast deems it safe, and keep fp32 parameters.
 at::ScalarType dtype_of(const std::string& precision) { return precision == "fp64" ? at::kDouble : at::kFloat; }
+
+std::optional<at::ScalarType> autocast_dtype(const std::string& precision) {
+  if (precision == "bf16") return at::kBFloat16;
+  if (precision == "fp16") return at::kHalf;
+  return std::nullopt;
+}
 
 int size_of(const std::vector<Axis>& axes, const std::string& name) {
   for (const Axis& axis : axes) {
@@ -86,16 +99,19 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
   const int tp = size_of(axes, "tp");
   const int data = size_of(axes, "dp_replicate") * size_of(axes, "dp_shard");
   if (config.model.name == "gpt" && config.model.heads % tp != 0) {
-    problems.push_back(fmt::format("model.heads = {} cannot be split over tp={} ({} mod {} = {}); choose a tp that divides "
-                                   "{}, or a multiple of {} heads",
-                                   config.model.heads, tp, config.model.heads, tp, config.model.heads % tp,
-                                   config.model.heads, tp));
+    problems.push_back(
+        fmt::format("model.heads = {} cannot be split over tp={} ({} mod {} = {}); choose a tp that divides "
+                    "{}, or a multiple of {} heads",
+                    config.model.heads, tp, config.model.heads, tp, config.model.heads % tp, config.model.heads, tp));
   }
-  if (!uneven_batches && config.batch % data != 0) {
-    problems.push_back(fmt::format("batch = {} does not divide over {} data-parallel ranks ({} mod {} = {}); allowed: a "
-                                   "multiple of {}, for instance {}",
-                                   config.batch, data, config.batch, data, config.batch % data, data,
-                                   (config.batch + data - 1) / data * data));
+  const std::int64_t parts = data * config.accumulate;
+  if (!uneven_batches && config.batch % parts != 0) {
+    const std::string over = config.accumulate == 1 ? "" : fmt::format(" times accumulate = {}", config.accumulate);
+    problems.push_back(
+        fmt::format("batch = {} does not divide over {} data-parallel ranks{} ({} mod {} = {}); allowed: a "
+                    "multiple of {}, for instance {}",
+                    config.batch, data, over, config.batch, parts, config.batch % parts, parts,
+                    (config.batch + parts - 1) / parts * parts));
   }
   check<ConfigError>(problems.empty(), "mesh {}: {}", format_axes(axes), fmt::join(problems, "\n"));
 }
@@ -117,6 +133,7 @@ Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data,
       memory_(options.count_memory ? std::make_unique<MemoryMeter>() : nullptr),
       workload_(prepared_workload(config, mesh_)),
       optimizer_(optimizer_table().at(config.optimizer.name)(workload_.module->parameters(), config.optimizer)),
+      scaler_({.init_scale = config.loss_scale, .enabled = config.precision == "fp16"}),
       batches_(data_->train, batch_order(config.data), static_cast<std::uint64_t>(config.seed), config.batch) {
   seed_random_numbers(config_, mesh_);
 }
@@ -128,27 +145,48 @@ Batch Session::place(Batch batch) const {
   return {batch.input.to(device), batch.target.to(device)};
 }
 
+at::Tensor Session::forward(const at::Tensor& input, const at::Tensor& target, at::Tensor& loss) {
+  std::optional<Autocast> autocast;
+  if (const auto dtype = autocast_dtype(config_.precision))
+    autocast.emplace(c10::Device(config_.device).type(), *dtype);
+  at::Tensor logits = workload_.forward(input);
+  loss = workload_.loss(logits, target);
+  return logits;
+}
+
+at::Tensor Session::micro_step(const Batch& whole, std::int64_t index) {
+  const std::int64_t samples = whole.target.size(0) / config_.accumulate;
+  const Batch batch =
+      place({whole.input.narrow(0, index * samples, samples), whole.target.narrow(0, index * samples, samples)});
+  // The last backward reduces what all of them added up. A check looks at gradients before they are reduced, since only
+  // then it can tell whose they are.
+  const bool waits = index + 1 < config_.accumulate || config_.check_finite;
+  std::optional<NoSync> no_sync;
+  if (mesh_ && waits) no_sync.emplace(*workload_.module);
+  at::Tensor loss;
+  (void)forward(batch.input, batch.target, loss);
+  if (config_.accumulate > 1) loss = loss / static_cast<double>(config_.accumulate);
+  scaler_.scale(loss).backward();
+  return loss.detach();
+}
+
 at::Tensor Session::forward_backward(std::int64_t step_index) {
-  const Batch batch = place(batches_.at(step_index));
+  const Batch batch = batches_.at(step_index);
   optimizer_->zero_grad();
-  return step(workload_.forward, batch.input, batch.target, workload_.loss);
+  at::Tensor loss = micro_step(batch, 0);
+  for (std::int64_t index = 1; index < config_.accumulate; ++index) loss = loss + micro_step(batch, index);
+  if (config_.check_finite) check_finite(*workload_.module);
+  scaler_.unscale_(*optimizer_);
+  return loss;
 }
 
 void Session::update() {
-  if (config_.optimizer.clip > 0) {
-    torch::nn::utils::clip_grad_norm_(workload_.module->parameters(), config_.optimizer.clip);
-  }
-  optimizer_->step();
+  if (config_.optimizer.clip > 0) clip_grad_norm_(workload_.module->parameters(), config_.optimizer.clip);
+  (void)scaler_.step(*optimizer_);
+  scaler_.update();
 }
 
-double Session::gradient_norm() {
-  const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> norms;
-  for (const at::Tensor& parameter : workload_.module->parameters()) {
-    if (parameter.grad().defined()) norms.push_back(parameter.grad().norm());
-  }
-  return norms.empty() ? 0.0 : at::stack(norms).norm().item<double>();
-}
+double Session::gradient_norm() { return tessera::gradient_norm(workload_.module->parameters()); }
 
 EvalRecord Session::evaluate(std::int64_t step_index) {
   const at::NoGradGuard no_grad;
@@ -158,9 +196,10 @@ EvalRecord Session::evaluate(std::int64_t step_index) {
   std::int64_t correct = 0;
   for (std::int64_t begin = 0; begin < data_->held_out.size(); begin += config_.batch) {
     const Batch batch = place(data_->held_out.slice(begin, config_.batch));
-    const at::Tensor logits = workload_.forward(batch.input);
+    at::Tensor loss;
+    const at::Tensor logits = forward(batch.input, batch.target, loss);
     const std::int64_t count = batch.target.numel();
-    record.loss += workload_.loss(logits, batch.target).item<double>() * static_cast<double>(count);
+    record.loss += loss.item<double>() * static_cast<double>(count);
     correct += count_correct(logits, batch.target);
     targets += count;
   }

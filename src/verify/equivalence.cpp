@@ -101,13 +101,16 @@ Deviations compare(const Subject& subject, const Trace& reference) {
   return total;
 }
 
-double default_tolerance(const std::string& precision) { return precision == "fp64" ? 1e-12 : 1e-4; }
+double default_tolerance(const std::string& precision) {
+  static const std::map<std::string, double> kTable{{"fp64", 1e-12}, {"fp32", 1e-4}, {"fp16", 0.05}, {"bf16", 0.4}};
+  return kTable.at(precision);
+}
 
 std::vector<std::vector<Axis>> all_meshes(int max_ranks) {
   std::vector<std::vector<Axis>> meshes;
   const auto& names = canonical_axes();
   const std::function<void(std::size_t, int, std::vector<Axis>)> extend = [&](std::size_t axis, int ranks,
-                                                                             const std::vector<Axis>& chosen) {
+                                                                              const std::vector<Axis>& chosen) {
     if (axis == names.size()) {
       if (ranks == 1) meshes.push_back(chosen);
       return;

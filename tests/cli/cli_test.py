@@ -117,6 +117,36 @@ class Verify(unittest.TestCase):
             self.assertEqual(line["replicated_fallbacks"], {})
 
 
+class Numerics(unittest.TestCase):
+    def steps(self, *arguments: str) -> list[dict]:
+        result = run("train", *TINY_GPT, "--steps", "4", "--lr", "0.01", "--json", "-", *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return [line for line in json_lines(result.stdout) if "loss" in line]
+
+    def test_micro_batches_train_as_one_batch_and_send_as_much(self):
+        whole = self.steps("--mesh", "dp=2")
+        parts = self.steps("--mesh", "dp=2", "--accumulate", "2")
+        for ours, reference in zip(parts, whole, strict=True):
+            self.assertAlmostEqual(ours["loss"], reference["loss"], delta=1e-5)
+            # Of each micro-batch the count of its targets.
+            self.assertLessEqual(ours["comm_bytes"] - reference["comm_bytes"], 64)
+
+    def test_16_bit_precisions_lower_the_loss_and_hold_on_meshes(self):
+        exact = self.steps("--mesh", "dp=2,tp=2")
+        for precision in ("bf16", "fp16"):
+            losses = [line["loss"] for line in self.steps("--mesh", "dp=2,tp=2", "--precision", precision)]
+            self.assertNotEqual(losses[0], exact[0]["loss"])
+            self.assertAlmostEqual(losses[-1], exact[-1]["loss"], delta=0.05)
+            result = run("verify", *TINY_GPT, "--mesh", "dp=2,tp=2", "--precision", precision, "--json", "-")
+            self.assertEqual(result.returncode, 0, result.stdout)
+            self.assertLess(json_lines(result.stdout)[0]["max_grad_deviation"], 0.05)
+
+    def test_check_finite_names_parameter_and_rank(self):
+        result = run("train", *TINY_GPT, "--mesh", "dp=2", "--optimizer", "sgd", "--lr", "1e30", "--check-finite")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertRegex(result.stderr, r"(parameter|gradient of) [a-z0-9.]+ is not finite on rank [01] of 2")
+
+
 class BadInput(unittest.TestCase):
     """(arguments, exit code, words that the one line must hold)"""
 
@@ -127,6 +157,10 @@ class BadInput(unittest.TestCase):
         (["train", "--mesh", "tp="], 2, ["AXIS=SIZE"]),
         (["train", "--model", "gpt", "--mesh", "tp=3"], 2, ["heads = 4", "tp=3"]),
         (["train", "--batch", "10", "--mesh", "dp=4"], 2, ["batch = 10", "multiple of 4"]),
+        (["train", "--batch", "8", "--accumulate", "3"], 2, ["accumulate", "batch = 8", "3 micro-batches"]),
+        (["train", "--batch", "4", "--accumulate", "2", "--mesh", "dp=4"], 2, ["batch = 4", "accumulate = 2", "of 8"]),
+        (["train", "--precision", "fp8"], 2, ["fp8", "bf16", "fp16"]),
+        (["train", "--precision", "fp16", "--check-finite"], 2, ["check_finite", "bf16"]),
         (["train", "--batch", "many"], 2, ["--batch", "many", "integer"]),
         (["train", "--bacth", "4"], 2, ["--bacth", "--batch"]),
         (["trian"], 2, ["trian", "train"]),

@@ -65,6 +65,32 @@ TEST(FusedSgd, MatchesTorchOnPlainAndMeshParameters) {
   }
 }
 
+TEST(FusedAdamW, MatchesTorchUnderEveryZeroStage) {
+  const torch::optim::AdamWOptions options(1e-2);
+  const std::vector<Tensor> expected = train_alone<torch::optim::AdamW>(options);
+  for (const int stage : {1, 2, 3}) {
+    for (const char* axes : {"dp_shard=2", "dp_shard=3", "dp_replicate=2,dp_shard=2"}) {
+      test::on_mesh(axes, [&](const Mesh& mesh) {
+        test::Net net = test::make_net();
+        distribute(*net, mesh, Plan().zero(stage));
+        const std::vector<Tensor> parameters = net->parameters();
+        FusedAdamW optimizer(parameters, options);
+        for (int index = 0; index < kSteps; ++index) {
+          optimizer.zero_grad();
+          test::backward(mesh, net, index);
+          optimizer.step();
+        }
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+          EXPECT_LE(test::difference(parameters[i], expected[i]), kRounding) << i << " at stage " << stage;
+          const auto& state = *optimizer.state().at(parameters[i].unsafeGetTensorImpl());
+          const Tensor moment = static_cast<const torch::optim::AdamWParamState&>(state).exp_avg();
+          EXPECT_TRUE(placements(moment)[mesh.axis_index("dp_shard")].is_shard(0)) << i << " at stage " << stage;
+        }
+      });
+    }
+  }
+}
+
 TEST(FusedAdamW, KeepsTheStateOfTorchWhereTheParameterLies) {
   test::on_layouts([](const Mesh& mesh, test::Net& net) {
     FusedAdamW optimizer(net->parameters());

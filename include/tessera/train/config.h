@@ -79,8 +79,14 @@ struct TrainConfig {
   std::string mesh;
   /// Samples per step over all ranks: the same numbers are trained on whatever the mesh.
   std::int64_t batch = 16;
-  /// fp32 | fp64.
+  /// Micro-batches per step: their gradients add up and are reduced once.
+  std::int64_t accumulate = 1;
+  /// fp32 | fp64 | bf16 | fp16; 16-bit ones compute under autocast over fp32 parameters, fp16 with dynamic loss scaling.
   std::string precision = "fp32";
+  /// fp16 only: the first loss scale, which then follows the gradients (torch.amp.GradScaler).
+  double loss_scale = 65536.0;
+  /// Stop at the first value that is not finite and name the parameter and the rank. Reductions do not overlap backward.
+  bool check_finite = false;
   std::int64_t steps = 100;
   /// If above 0, replaces `steps`.
   std::int64_t epochs = 0;

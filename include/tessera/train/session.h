@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "tessera/mesh/mesh.h"
+#include "tessera/module/grad_scaler.h"
 #include "tessera/module/plan.h"
 #include "tessera/train/config.h"
 #include "tessera/train/dataset.h"
@@ -39,9 +40,11 @@ class Session {
   Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh,
           const SessionOptions& options = {});
 
-  /// Forward and backward of the batch of `step`; the loss stays on the device.
+  /// Forward and backward of the batch of `step`, in `accumulate` micro-batches; the loss stays on the device.
+  /// Throws Error naming parameter and rank if check_finite is set and something is not finite.
   at::Tensor forward_backward(std::int64_t step);
-  /// Gradient clipping (if configured) and the optimizer's step. Gradients are kept until the next forward_backward.
+  /// Gradient clipping (if configured) and the optimizer's step, which fp16 leaves out if some gradient overflowed.
+  /// Gradients are kept until the next forward_backward.
   void update();
   /// Global L2 norm of the gradient. Collective with a mesh.
   [[nodiscard]] double gradient_norm();
@@ -63,6 +66,10 @@ class Session {
 
  private:
   [[nodiscard]] Batch place(Batch batch) const;
+  /// Logits, and the loss, in the configured precision.
+  at::Tensor forward(const at::Tensor& input, const at::Tensor& target, at::Tensor& loss);
+  /// Forward and backward of one of `accumulate` parts of a batch; returns its share of the loss.
+  at::Tensor micro_step(const Batch& whole, std::int64_t index);
 
   TrainConfig config_;
   std::shared_ptr<const Dataset> data_;
@@ -70,6 +77,7 @@ class Session {
   std::unique_ptr<MemoryMeter> memory_;
   Workload workload_;
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
+  GradScaler scaler_;
   BatchStream batches_;
 };
 
