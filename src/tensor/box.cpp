@@ -4,6 +4,12 @@
 
 namespace tessera::tensor {
 
+Box Box::whole_of(at::IntArrayRef sizes) {
+  Box box{{sizes.begin(), sizes.end()}, {}};
+  for (const std::int64_t size : sizes) box.extents.push_back({0, size});
+  return box;
+}
+
 Box Box::of(at::IntArrayRef global_sizes, const Placements& placements, const Mesh& mesh) {
   Box box{{global_sizes.begin(), global_sizes.end()}, {}};
   for (std::size_t dim = 0; dim < global_sizes.size(); ++dim) {

@@ -13,6 +13,8 @@ struct Box {
   Sizes whole;
   c10::SmallVector<Extent, 6> extents;
 
+  /// All of a tensor.
+  [[nodiscard]] static Box whole_of(at::IntArrayRef sizes);
   /// This rank's part of a tensor of `global_sizes`.
   [[nodiscard]] static Box of(at::IntArrayRef global_sizes, const Placements& placements, const Mesh& mesh);
   [[nodiscard]] std::int64_t num_elements() const noexcept;

@@ -6,8 +6,11 @@
 #include <ATen/ops/empty.h>
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <numbers>
+
+#include "tensor/elementary.h"
 
 namespace tessera::tensor {
 namespace {
@@ -77,25 +80,42 @@ void fill_by_inverse(const at::Tensor& local, const Box& box, const PhiloxStream
   }
 }
 
+/// Two numbers of (0, 1] from the words of two elements, by operations that vector units have.
+void pair_of_units(const std::uint32_t* words, float& u, float& v) {
+  // A sign less, because only signed integers convert everywhere.
+  u = (static_cast<float>(static_cast<std::int32_t>(words[0] >> 1)) + 0.5F) * 0x1p-31F;
+  v = static_cast<float>(static_cast<std::int32_t>(words[1] >> 8)) * 0x1p-24F;
+}
+void pair_of_units(const std::uint32_t* words, double& u, double& v) {
+  // 52 bits in the mantissa of a number between 1 and 2.
+  const auto unit = [](std::uint64_t bits) { return std::bit_cast<double>((bits >> 12) | 0x3ff0000000000000U) - 1; };
+  u = unit(words[0] | (std::uint64_t{words[1]} << 32)) + 0x1p-53;
+  v = unit(words[2] | (std::uint64_t{words[3]} << 32));
+}
+
 /// finish(normal number) for every element; `finish` works in the type of the values.
+template <class T, class Finish>
+void fill_from_normal_as(const at::Tensor& local, const Box& box, const PhiloxStream& stream, const Finish& finish) {
+  constexpr int kWords = sizeof(T) / sizeof(std::uint32_t);
+  fill_as<T, kWords, 2>(local, box, stream, [&](const std::uint32_t* words, T* values, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += 2) {
+      T u;
+      T v;
+      pair_of_units(words + i * kWords, u, v);
+      const T radius = std::sqrt(-2 * log_of(u));
+      const auto [sine, cosine] = sine_cosine_of_turn(v);
+      values[i] = finish(radius * cosine);
+      values[i + 1] = finish(radius * sine);
+    }
+  });
+}
+
 template <class Finish>
 void fill_from_normal(const at::Tensor& local, const Box& box, const PhiloxStream& stream, const Finish& finish) {
-  const auto pair = [&]<class T>(double u, double v, T* values) {
-    const T radius = static_cast<T>(std::sqrt(-2 * std::log(u)));
-    const T angle = static_cast<T>(2 * std::numbers::pi * v);
-    values[0] = finish(radius * std::cos(angle));
-    values[1] = finish(radius * std::sin(angle));
-  };
   if (local.scalar_type() == at::kDouble) {
-    fill_as<double, 2, 2>(local, box, stream, [&](const std::uint32_t* words, double* values, std::int64_t count) {
-      for (std::int64_t i = 0; i < count; i += 2) {
-        pair(open_unit(words + 2 * i), open_unit(words + 2 * i + 2), values + i);
-      }
-    });
+    fill_from_normal_as<double>(local, box, stream, finish);
   } else {
-    fill_as<float, 1, 2>(local, box, stream, [&](const std::uint32_t* words, float* values, std::int64_t count) {
-      for (std::int64_t i = 0; i < count; i += 2) pair(open_unit(words[i]), open_unit(words[i + 1]), values + i);
-    });
+    fill_from_normal_as<float>(local, box, stream, finish);
   }
 }
 

@@ -5,9 +5,13 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <fstream>
 #include <limits>
 
+#include "support/ranks.h"
 #include "tessera/base/error.h"
+#include "tessera/module/build.h"
+#include "tessera/train/models.h"
 #include "tessera/train/workload.h"
 #include "train/temporary_folder.h"
 
@@ -183,6 +187,40 @@ TEST(Weights, MoveFromOneModelToAnother) {
   const auto found = target.module->parameters();
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(same_bits(expected[i], found[i]));
   EXPECT_TRUE(found[0].requires_grad());
+}
+
+/// Bytes that this process has asked the system to read.
+std::int64_t bytes_read() {
+  std::ifstream io("/proc/self/io");
+  std::string word;
+  std::int64_t bytes = 0;
+  io >> word >> bytes;
+  EXPECT_EQ(word, "rchar:");
+  return bytes;
+}
+
+TEST(Weights, AreReadShardByShardIntoAModelOnAMesh) {
+  const TemporaryFolder folder;
+  const auto path = folder.path() / "w.safetensors";
+  ModelConfig config = small_mlp();
+  config.sizes = {300, 501, 10};
+  const auto source = make_workload(config, 1);
+  save_weights(named_parameters(*source.module), path);
+  const auto whole = static_cast<std::int64_t>(std::filesystem::file_size(path));
+  const Plan rows = Plan().add("*", {{"tp", Shard(0)}});
+  const Plan columns = Plan().add("*weight", {{"tp", Shard(1)}, {"dp_replicate", Shard(0)}}).add("*", {});
+  for (const auto& [axes, plan] : std::vector<std::pair<std::string, Plan>>{{"tp=4", rows}, {"dp=2,tp=2", columns}}) {
+    const auto before = bytes_read();
+    test::on_mesh(axes, [&, plan = plan](const Mesh& mesh) {
+      auto module = build(mesh, plan, [&] { return build_mlp({.sizes = config.sizes}); });
+      load_weights(*module, path);
+      const auto expected = source.module->parameters();
+      const auto found = module->parameters();
+      for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(at::equal(full(found[i].detach()), expected[i]));
+    });
+    // The header and replicated biases come once per rank, everything else once.
+    EXPECT_LT(bytes_read() - before, whole * 11 / 10);
+  }
 }
 
 TEST(Weights, RefusesAnyDifferenceAndChangesNothing) {

@@ -57,9 +57,9 @@ void write_safetensors(const std::vector<NamedTensor>& tensors, const std::files
 /// The module's parameters under their dotted names.
 [[nodiscard]] std::vector<NamedTensor> named_parameters(const torch::nn::Module& module);
 
-/// Copies the tensors of a file into the parameters of the same names. All or nothing: no parameter is written unless
-/// all fit.
-/// Order   before the module is distributed or changes its dtype
+/// Reads the tensors of a file into the parameters of the same names. All or nothing: no parameter is written unless
+/// all fit. Of parameters on a mesh each rank reads its shards and nothing else, so that it never holds one whole.
+/// Order   before the module changes its dtype or takes its first step; not collective
 /// Throws  FileError listing the first ten missing or extra names and differing shapes or dtypes, and their count
 void load_weights(torch::nn::Module& module, const std::filesystem::path& path);
 

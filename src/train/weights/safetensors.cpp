@@ -17,6 +17,7 @@
 #include "tessera/base/error.h"
 #include "train/weights/descriptor.h"
 #include "train/weights/dtypes.h"
+#include "train/weights/file.h"
 
 namespace tessera::train {
 namespace {
@@ -79,22 +80,35 @@ std::string format_header(const std::vector<NamedTensor>& tensors, const std::ma
 
 }  // namespace
 
-std::vector<NamedTensor> read_safetensors(const std::filesystem::path& path) {
-  const auto name = path.string();
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  const auto file_bytes = regular_size(file, name);
-  const auto length = read_header_length(file, file_bytes, name);
+WeightsFile::WeightsFile(const std::filesystem::path& path)
+    : name_(path.string()), file_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+  const auto file_bytes = regular_size(file_, name_);
+  const auto length = read_header_length(file_, file_bytes, name_);
   std::string json(length, '\0');
-  read_at(file, json.data(), length, kLengthBytes, name);
-  const auto data_begin = kLengthBytes + length;
-  const auto header = parse_safetensors_header(json, file_bytes - data_begin, name);
+  read_at(file_, json.data(), length, kLengthBytes, name_);
+  data_begin_ = kLengthBytes + length;
+  header_ = parse_safetensors_header(json, file_bytes - data_begin_, name_);
+}
+
+void WeightsFile::read(const TensorEntry& entry, const tensor::Box& box, const torch::Tensor& target) const {
+  const bool direct = target.is_contiguous() && target.is_cpu();
+  const auto memory = direct ? target : torch::empty(target.sizes(), torch::TensorOptions(entry.dtype));
+  const auto element = c10::elementSize(entry.dtype);
+  auto* bytes = static_cast<char*>(memory.mutable_data_ptr());
+  tensor::Runs(box).for_each(0, box.num_elements(), [&](const tensor::Run& run) {
+    const auto count = [&](std::int64_t elements) { return static_cast<std::uint64_t>(elements) * element; };
+    read_at(file_, bytes + count(run.box_first), count(run.length), data_begin_ + entry.begin + count(run.whole_first),
+            name_);
+  });
+  if (!direct) target.copy_(memory);
+}
+
+std::vector<NamedTensor> read_safetensors(const std::filesystem::path& path) {
+  const WeightsFile file(path);
   std::vector<NamedTensor> tensors;
-  for (const auto& entry : header.tensors) {
-    auto tensor = torch::empty(entry.shape, torch::TensorOptions(entry.dtype));
-    if (entry.end > entry.begin) {
-      read_at(file, tensor.mutable_data_ptr(), entry.end - entry.begin, data_begin + entry.begin, name);
-    }
-    tensors.push_back({entry.name, std::move(tensor)});
+  for (const auto& entry : file.tensors()) {
+    tensors.push_back({entry.name, torch::empty(entry.shape, torch::TensorOptions(entry.dtype))});
+    file.read(entry, tensor::Box::whole_of(entry.shape), tensors.back().tensor);
   }
   return tensors;
 }

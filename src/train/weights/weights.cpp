@@ -4,23 +4,31 @@
 #include <fmt/ranges.h>
 
 #include "tessera/base/error.h"
+#include "tessera/tensor/mesh_tensor.h"
 #include "tessera/train/safetensors.h"
 #include "train/weights/dtypes.h"
+#include "train/weights/file.h"
 
 namespace tessera::train {
 namespace {
 
 // What keeps `tensor` from filling `parameter`; empty if nothing does.
-std::string difference(const std::string& name, const torch::Tensor& tensor, const torch::Tensor& parameter) {
-  if (tensor.sizes() != parameter.sizes()) {
-    return fmt::format("{}: shape [{}] in the file, [{}] in the model", name, fmt::join(tensor.sizes(), ", "),
+std::string difference(const TensorEntry& entry, const torch::Tensor& parameter) {
+  if (parameter.sizes() != at::IntArrayRef(entry.shape)) {
+    return fmt::format("{}: shape [{}] in the file, [{}] in the model", entry.name, fmt::join(entry.shape, ", "),
                        fmt::join(parameter.sizes(), ", "));
   }
-  if (tensor.scalar_type() != parameter.scalar_type()) {
-    return fmt::format("{}: {} in the file, {} in the model", name, dtype_name(tensor.scalar_type()),
+  if (entry.dtype != parameter.scalar_type()) {
+    return fmt::format("{}: {} in the file, {} in the model", entry.name, dtype_name(entry.dtype),
                        dtype_name(parameter.scalar_type()));
   }
   return {};
+}
+
+// What this rank holds of a parameter: all of a plain one.
+tensor::Box part_of(const torch::Tensor& parameter) {
+  if (!is_mesh_tensor(parameter)) return tensor::Box::whole_of(parameter.sizes());
+  return tensor::Box::of(parameter.sizes(), placements(parameter), mesh_of(parameter));
 }
 
 }  // namespace
@@ -32,22 +40,23 @@ std::vector<NamedTensor> named_parameters(const torch::nn::Module& module) {
 }
 
 void load_weights(torch::nn::Module& module, const std::filesystem::path& path) {
-  std::map<std::string, torch::Tensor> stored;
-  for (auto& [name, tensor] : read_safetensors(path)) stored.emplace(name, std::move(tensor));
+  const WeightsFile file(path);
+  std::map<std::string, const TensorEntry*> stored;
+  for (const auto& entry : file.tensors()) stored.emplace(entry.name, &entry);
   const auto wanted = named_parameters(module);
   std::vector<std::string> problems;
-  std::vector<std::pair<torch::Tensor, torch::Tensor>> copies;
+  std::vector<std::pair<torch::Tensor, const TensorEntry*>> reads;
   for (const auto& [name, parameter] : wanted) {
     const auto found = stored.find(name);
     if (found == stored.end()) {
       problems.push_back(fmt::format("{}: missing in the file", name));
       continue;
     }
-    if (auto problem = difference(name, found->second, parameter); !problem.empty()) problems.push_back(problem);
-    copies.emplace_back(parameter, found->second);
+    if (auto problem = difference(*found->second, parameter); !problem.empty()) problems.push_back(problem);
+    reads.emplace_back(parameter, found->second);
     stored.erase(found);
   }
-  for (const auto& [name, tensor] : stored) problems.push_back(fmt::format("{}: not in the model", printable(name)));
+  for (const auto& [name, entry] : stored) problems.push_back(fmt::format("{}: not in the model", printable(name)));
   constexpr std::size_t kMaxListed = 10;
   if (!problems.empty()) {
     const auto count = problems.size();
@@ -56,7 +65,7 @@ void load_weights(torch::nn::Module& module, const std::filesystem::path& path) 
                                 fmt::join(problems, "; "), count > kMaxListed ? "; ..." : ""));
   }
   const torch::NoGradGuard no_grad;
-  for (auto& [parameter, tensor] : copies) parameter.copy_(tensor);
+  for (const auto& [parameter, entry] : reads) file.read(*entry, part_of(parameter), local(parameter).detach());
 }
 
 void save_weights(const std::vector<NamedTensor>& tensors, const std::filesystem::path& path) {
