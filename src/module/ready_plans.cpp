@@ -44,6 +44,10 @@ Plan plan_for_cnn(const std::vector<std::string>& parameters) {
   return take_matching({{"*conv1.*", Shard(0)}, {"*norm1.*", Shard(0)}, {"*conv2.weight", Shard(1)}}, parameters);
 }
 
+Plan plan_for_resnet(const std::vector<std::string>& parameters) {
+  return take_matching({{"*layer1.*", Shard(0)}, {"*layer2.conv.weight", Shard(1)}}, parameters);
+}
+
 Plan plan_for_transformer(const std::vector<std::string>& parameters, const TransformerPlanOptions& options) {
   Plan plan = take_matching({{"*.qkv.*", Shard(0)},
                              {"*.q.*", Shard(0)},

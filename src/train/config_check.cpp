@@ -22,8 +22,11 @@ void check_model(const ModelConfig& model, Problems& problems) {
     problems.emplace_back("model.channels",
                           fmt::format("{} channels do not make 4 equal groups; take a multiple of 4", model.channels));
   }
-  if (model.name == "cnn" && model.dropout > 0) {
-    problems.emplace_back("model.dropout", "the cnn drops nothing; set dropout = 0, or take mlp or gpt");
+  if (model.name == "resnet" && model.blocks < 3) {
+    problems.emplace_back("model.blocks", fmt::format("{} blocks do not make 3 stages; take at least 3", model.blocks));
+  }
+  if ((model.name == "cnn" || model.name == "resnet") && model.dropout > 0) {
+    problems.emplace_back("model.dropout", fmt::format("the {} drops nothing; set dropout = 0, or take mlp or gpt", model.name));
   }
   if (model.name == "gpt" && model.hidden % model.heads != 0) {
     problems.emplace_back("model.heads",

@@ -18,9 +18,9 @@ std::vector<ConfigField> make_fields() {
   return {
       {"model.name", "model", TESSERA_MEMBER(model.name), "model to train", "", model_names()},
       {"model.sizes", "sizes", TESSERA_MEMBER(model.sizes), "mlp: widths from input to output", "", {}, 1, kMaxSize},
-      {"model.channels", "channels", TESSERA_MEMBER(model.channels), "cnn: channels of the first half", "", {}, 4,
+      {"model.channels", "channels", TESSERA_MEMBER(model.channels), "cnn, resnet: channels of the first blocks", "", {}, 4,
        kMaxSize},
-      {"model.blocks", "blocks", TESSERA_MEMBER(model.blocks), "cnn: residual blocks", "", {}, 1, 1000},
+      {"model.blocks", "blocks", TESSERA_MEMBER(model.blocks), "cnn, resnet: residual blocks", "", {}, 1, 1000},
       {"model.layers", "layers", TESSERA_MEMBER(model.layers), "gpt: transformer blocks", "", {}, 1, 1000},
       {"model.hidden", "hidden", TESSERA_MEMBER(model.hidden), "gpt: width", "", {}, 1, kMaxSize},
       {"model.heads", "heads", TESSERA_MEMBER(model.heads), "gpt: attention heads", "", {}, 1, kMaxSize},

@@ -50,6 +50,7 @@ const std::map<std::string, ReadyPlan>& ready_plans() {
   static const std::map<std::string, ReadyPlan> kTable{
       {"mlp", [](const Names& names, const PlanConfig&) { return plan_for_mlp(names); }},
       {"cnn", [](const Names& names, const PlanConfig&) { return plan_for_cnn(names); }},
+      {"resnet", [](const Names& names, const PlanConfig&) { return plan_for_resnet(names); }},
       {"gpt",
        [](const Names& names, const PlanConfig& config) {
          return plan_for_transformer(names, {.sequence_parallel = config.sequence_parallel});

@@ -24,6 +24,7 @@ const std::vector<ModelRow>& model_table() {
   static const std::vector<ModelRow> table = {
       {"mlp", false, make_mlp_parts},
       {"cnn", false, make_cnn_parts},
+      {"resnet", false, make_resnet_parts},
       {"gpt", true, make_gpt_parts},
   };
   return table;

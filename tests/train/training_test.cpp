@@ -27,7 +27,7 @@ TEST_P(Learning, LowersTheLossOnAFewSamples) {
   config.name = row.model;
   config.sizes = {16, 32, 4};
   config.channels = 4;
-  config.blocks = 2;
+  config.blocks = 3;
   config.layers = 1;
   config.hidden = 32;
   config.heads = 2;
@@ -55,6 +55,7 @@ TEST_P(Learning, LowersTheLossOnAFewSamples) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Learning,
                          ::testing::Values(LearningCase{"mlp", 1e-2, 60, 0.3}, LearningCase{"cnn", 1e-2, 60, 0.6},
+                                           LearningCase{"resnet", 1e-2, 60, 0.6},
                                            LearningCase{"gpt", 1e-2, 60, 0.7}),
                          [](const auto& learning) { return std::string(learning.param.model); });
 

@@ -95,6 +95,8 @@ class Plan {
 [[nodiscard]] Plan plan_for_mlp(const std::vector<std::string>& parameters);
 /// CNN of residual blocks (conv1, norm1, conv2): output channels of conv1, input channels of conv2.
 [[nodiscard]] Plan plan_for_cnn(const std::vector<std::string>& parameters);
+/// The same for blocks of layers that are each a convolution and a norm (layer1.conv, layer1.norm, layer2.conv).
+[[nodiscard]] Plan plan_for_resnet(const std::vector<std::string>& parameters);
 struct TransformerPlanOptions {
   /// Activations between the tensor-parallel products lie sharded over the sequence.
   /// Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.

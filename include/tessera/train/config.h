@@ -18,7 +18,7 @@ struct ModelConfig {
   std::string name = "gpt";
   /// mlp: widths from input to output.
   std::vector<std::int64_t> sizes = {64, 256, 256, 10};
-  /// cnn.
+  /// cnn, resnet.
   std::int64_t channels = 32;
   std::int64_t blocks = 4;
   /// gpt. The default has 1.3 million parameters.

@@ -9,6 +9,9 @@
 //         block{i}.conv1.weight, .norm1.{weight,bias}, .conv2.weight, .norm2.{weight,bias},
 //             [.skip.weight where the shape changes],
 //         head.out.{weight,bias}                                          GroupNorm(4), never BatchNorm
+//   resnet  stem.layer.conv.weight, stem.layer.norm.{weight,bias},
+//         block{i}.layer1.conv.weight, .layer1.norm.{weight,bias}, .layer2..., [.skip... where the shape changes],
+//         head.out.{weight,bias}                                          BatchNorm over the whole batch
 //   gpt   embed.tok.weight [V,D], embed.pos.weight [T,D],
 //         block{i}.ln1.{weight,bias}, .qkv.{weight,bias} [3D,D], .proj.{weight,bias} [D,D],
 //             .ln2.{weight,bias}, .up.{weight,bias} [F,D], .down.{weight,bias} [D,F],
@@ -39,6 +42,14 @@ struct CnnOptions {
   std::int64_t classes = 10;
 };
 
+struct ResnetOptions {
+  /// Width of the first of three stages; each has twice the width and half the resolution of the one before.
+  std::int64_t channels = 32;
+  /// Residual blocks, at least 3, spread evenly over the stages.
+  std::int64_t blocks = 4;
+  std::int64_t classes = 10;
+};
+
 struct GptOptions {
   std::int64_t layers = 4;
   std::int64_t hidden = 160;
@@ -61,6 +72,9 @@ struct GptOptions {
 
 /// Residual network. Shapes  [B, 1, side, side] -> logits [B, classes], for any side
 [[nodiscard]] torch::nn::Sequential build_cnn(const CnnOptions& options);
+
+/// Residual network with batch norm. Shapes  [B, 1, side, side] -> logits [B, classes], for any side
+[[nodiscard]] torch::nn::Sequential build_resnet(const ResnetOptions& options);
 
 /// GPT-2: pre-norm blocks, causal attention, tanh GELU, learned positions.
 ///

@@ -28,6 +28,7 @@ struct ModelParts {
 
 [[nodiscard]] ModelParts make_mlp_parts(const ModelConfig& config);
 [[nodiscard]] ModelParts make_cnn_parts(const ModelConfig& config);
+[[nodiscard]] ModelParts make_resnet_parts(const ModelConfig& config);
 [[nodiscard]] ModelParts make_gpt_parts(const ModelConfig& config);
 
 }  // namespace tessera::train
