@@ -248,6 +248,18 @@ TEST(InPlace, KeepsThePlacementOfSelfWhateverTheOther) {
   });
 }
 
+TEST(InPlace, WritesTheWholeValueIntoAPlainTensor) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor index = (at::arange(30) * 7).remainder(5).view({5, 6});
+    for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+      const Tensor source = values({5, 6}).to(dtype);
+      Tensor plain = at::zeros({5, 6}, dtype);
+      plain.scatter_(0, distribute(index, mesh, {Shard(1)}), distribute(source, mesh, {Shard(1)}));
+      EXPECT_TRUE(at::equal(plain, at::zeros({5, 6}, dtype).scatter_(0, index, source)));
+    }
+  });
+}
+
 TEST(InPlace, ChangesMetadataOfTheTensorItself) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     Tensor matrix = distribute(values({4, 6}), mesh, {Shard(0)});
