@@ -48,7 +48,10 @@ void compute_norms(const c10::OperatorHandle& op, const Decision& decision, cons
   for (std::size_t k = 0; k < norms.size(); ++k) {
     if (has_power && shards_any(decision.inputs[k])) norms[k] = norms[k].pow(order);
   }
-  reduce_elements(norms, decision, mesh, extreme ? comm::ReduceOp::kMax : comm::ReduceOp::kSum);
+  const auto combine = !extreme   ? comm::ReduceOp::kSum
+                       : order > 0 ? comm::ReduceOp::kMax
+                                   : comm::ReduceOp::kMin;
+  reduce_elements(norms, decision, mesh, combine);
   for (std::size_t k = 0; k < norms.size(); ++k) {
     if (has_power && shards_any(decision.inputs[k])) norms[k] = norms[k].pow(1.0 / order);
   }

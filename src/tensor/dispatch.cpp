@@ -241,13 +241,23 @@ class Call {
     sizes_call_->arguments = kept_arguments_;
   }
 
+  /// A plain tensor that was cut for the call becomes whole again: it is replicated, here as elsewhere.
+  void write_back_plain(at::Tensor plain, const at::Tensor& local, const Placements& target) const {
+    if (!plain.defined() || target.all_replicate()) return;
+    const Placements whole = Placements::replicated(mesh_->num_axes());
+    plain.copy_(redistribute_local(local, plain.sizes(), target, whole, *mesh_));
+  }
+
   /// Brings what was written into a redistributed copy back to where the tensor lies.
   void write_back(const Decision& decision) {
     for (const auto& [index, local] : passed_) {
       const TensorSlot& slot = tensors_[index];
-      if (!is_mesh(slot.tensor)) continue;
-      MeshStorage& storage = storage_of(slot.tensor);
       const Placements& target = decision.inputs[index];
+      if (!is_mesh(slot.tensor)) {
+        write_back_plain(slot.tensor, local, target);
+        continue;
+      }
+      MeshStorage& storage = storage_of(slot.tensor);
       if (storage.placements() == target) continue;
       storage.local().copy_(
           redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));

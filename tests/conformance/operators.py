@@ -74,7 +74,7 @@ class Sample:
 
 
 def samples_of(op, dtype, limit: int) -> list:
-    """At most `limit` samples, spread evenly over those of the database."""
+    """At most `limit` samples, spread evenly over those of the database, the first and the last among them."""
     torch.manual_seed(1)
     # _foreach_zero only exists in place, which leaves that want gradients do not take.
     wants_gradient = bool(getattr(op, "supports_autograd", False)) and op.name != "_foreach_zero"
@@ -87,4 +87,5 @@ def samples_of(op, dtype, limit: int) -> list:
     samples = [sample for sample in samples if sample.ordinary]
     if len(samples) <= limit:
         return samples
-    return [samples[i * len(samples) // limit] for i in range(limit)]
+    # The last ones are often those with the most dims.
+    return [samples[i * (len(samples) - 1) // max(limit - 1, 1)] for i in range(limit)]

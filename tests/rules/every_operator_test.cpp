@@ -5,6 +5,7 @@
 
 #include <torch/torch.h>
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -91,7 +92,7 @@ const std::vector<Case>& cases() {
       {"margins", [] { return Tensors{values({5, 4}), indices({5}, 4)}; }, [](const Tensors& x) { return Tensors{torch::multi_margin_loss(x[0], x[1]), torch::multi_margin_loss(x[0], x[1], 1, 1, {}, at::Reduction::None)}; }},
       {"binary_losses", [] { return Tensors{values({5, 3}), values({5, 3}) * 0.4 + 0.5}; }, [](const Tensors& x) { return Tensors{torch::binary_cross_entropy(torch::sigmoid(x[0]), x[1].detach()), torch::binary_cross_entropy_with_logits(x[0], x[1], {}, {}, at::Reduction::Sum), torch::soft_margin_loss(x[0], x[1].detach().sign())}; }},
       {"embedding_bag", [] { return Tensors{values({7, 4}), indices({6}, 7)}; }, [](const Tensors& x) { return Tensors{std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}))), std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}), false, 2))}; }},
-      {"foreach", [] { return Tensors{values({4, 6}), values({6}) + 2}; }, [](const Tensors& x) { const auto sums = torch::_foreach_add(x, x); const auto products = torch::_foreach_mul(x, 2.0); const auto norms = torch::_foreach_norm(x, 3); const auto largest = torch::_foreach_max(x); return Tensors{sums[0], sums[1], products[0], products[1], norms[0], norms[1], largest[0], largest[1]}; }},
+      {"foreach", [] { return Tensors{values({4, 6}), values({6}) + 2}; }, [](const Tensors& x) { const auto sums = torch::_foreach_add(x, x); const auto products = torch::_foreach_mul(x, 2.0); const auto norms = torch::_foreach_norm(x, 3); const auto least = torch::_foreach_norm(x, -std::numeric_limits<double>::infinity()); const auto largest = torch::_foreach_max(x); return Tensors{sums[0], sums[1], products[0], products[1], norms[0], norms[1], least[0], least[1], largest[0], largest[1]}; }},
       {"glu_prelu", [] { return Tensors{values({4, 6}), values({6})}; }, [](const Tensors& x) { return Tensors{torch::glu(x[0], 1), torch::prelu(x[0], x[1]), torch::leaky_relu(x[0]), torch::log_sigmoid(x[0]), torch::hardswish(x[0])}; }},
       {"conv1d_transposed", [] { return Tensors{values({4, 6, 5}), values({6, 3, 3})}; }, [](const Tensors& x) { return Tensors{torch::conv_transpose1d(x[0], x[1])}; }},
       {"cross_entropy_smoothed", [] { return Tensors{values({6, 5}), indices({6}, 5), values({5}) + 2}; }, [](const Tensors& x) { namespace F = torch::nn::functional; return Tensors{F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().weight(x[2].detach()).label_smoothing(0.1).ignore_index(2)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().weight(x[2].detach()).reduction(torch::kNone))}; }},
@@ -244,6 +245,18 @@ TEST(InPlace, KeepsThePlacementOfSelfWhateverTheOther) {
         EXPECT_EQ(placements(target), (Placements{self}));
         EXPECT_TRUE(at::allclose(full(target), values({4, 6}) * (values({4, 6}) + 3) + 1, 1e-14, 1e-14));
       }
+    }
+  });
+}
+
+TEST(InPlace, WritesTheWholeValueIntoAPlainTensor) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor index = (at::arange(30) * 7).remainder(5).view({5, 6});
+    for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) {
+      const Tensor source = values({5, 6}).to(dtype);
+      Tensor plain = at::zeros({5, 6}, dtype);
+      plain.scatter_(0, distribute(index, mesh, {Shard(1)}), distribute(source, mesh, {Shard(1)}));
+      EXPECT_TRUE(at::equal(plain, at::zeros({5, 6}, dtype).scatter_(0, index, source)));
     }
   });
 }
