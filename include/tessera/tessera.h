@@ -12,6 +12,7 @@
 #include "tessera/module/distribute.h"
 #include "tessera/module/ema.h"
 #include "tessera/module/fused_optimizers.h"
+#include "tessera/module/gather.h"
 #include "tessera/module/grad_scaler.h"
 #include "tessera/module/master_weights.h"
 #include "tessera/module/plan.h"

@@ -4,6 +4,7 @@
 
 #include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -316,6 +317,7 @@ class Call {
     MeshStorage& storage = storage_of(result);
     storage.is_view_of_copy = decision.gathers_view;
     if (!is_mesh(tensors_[0].tensor)) return;
+    if (c10::InferenceMode::is_enabled()) [[unlikely]] keep_keys(result, tensors_[0].tensor);
     const MeshStorage& base = storage_of(tensors_[0].tensor);
     if (base.is_view_of_copy) storage.is_view_of_copy = true;
     if (!decision.gathers_view) storage.gathered_at_use = base.gathered_at_use;
@@ -457,6 +459,9 @@ void other_namespaces(const c10::OperatorHandle& op, Stack* stack) {
   Call(op, info, *stack).run();
 }
 
+/// set_data between plain and mesh tensors: the metadata that it copies is all there is. Module::clone needs it.
+bool can_take_data_of(const at::Tensor&, const at::Tensor& data) { return data.layout() == at::kStrided; }
+
 }  // namespace
 
 void register_operators() {
@@ -465,6 +470,11 @@ void register_operators() {
     static torch::Library aten(torch::Library::IMPL, "aten", kMeshKey, __FILE__, __LINE__);
     static torch::Library any(torch::Library::IMPL, "_", kMeshKey, __FILE__, __LINE__);
     register_all(aten);
+    static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse3, __FILE__,
+                                   __LINE__);
+    for (torch::Library* library : {&aten, &autograd}) {
+      library->impl("_has_compatible_shallow_copy_type", can_take_data_of);
+    }
     any.fallback(torch::CppFunction::makeFromBoxedFunction<&other_namespaces>());
     register_composites();
   });

@@ -24,7 +24,7 @@ MeshStorage::MeshStorage(at::Tensor local, const Placements& placements, const M
       mesh_(mesh) {
   release_data_and_set_meta_custom_data_ptr_error_msg_(
       "this is a mesh tensor: its data is spread over ranks; read it with tessera::local(), tessera::full() or "
-      "tessera::print()");
+      "tessera::print(); to save a module, tessera::gather() a clone of it and save that");
 }
 
 void MeshStorage::replace(at::Tensor local, const Placements& placements) {
@@ -75,9 +75,20 @@ at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh
   return result;
 }
 
+void keep_keys(const at::Tensor& view, const at::Tensor& base) {
+  c10::TensorImpl* impl = view.unsafeGetTensorImpl();
+  const auto with_keys = c10::make_intrusive<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(view.storage()),
+                                                              base.key_set(), view.dtype());
+  with_keys->set_sizes_and_strides(view.sizes(), view.strides(), view.storage_offset());
+  impl->shallow_copy_from(with_keys);
+}
+
 at::Tensor share(const at::Tensor& tensor) {
-  return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(
-      /*version_counter=*/0, /*allow_tensor_metadata_change=*/true));
+  // Made under c10::InferenceMode, tensors have no version counter.
+  const c10::VariableVersion version =
+      tensor.is_inference() ? c10::VariableVersion(c10::VariableVersion::DISABLED) : c10::VariableVersion(0);
+  return at::Tensor(tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(version,
+                                                                          /*allow_tensor_metadata_change=*/true));
 }
 
 }  // namespace tessera::tensor

@@ -87,6 +87,10 @@ inline constexpr c10::DispatchKey kMeshKey = c10::DispatchKey::PrivateUse3;
 [[nodiscard]] at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh,
                               at::IntArrayRef global_sizes);
 
+/// Under c10::InferenceMode new tensors are inference tensors, but a view of a normal one must be normal: gives `view` the
+/// keys of `base`.
+void keep_keys(const at::Tensor& view, const at::Tensor& base);
+
 /// Another tensor on the same storage and metadata (detach, alias).
 [[nodiscard]] at::Tensor share(const at::Tensor& tensor);
 
