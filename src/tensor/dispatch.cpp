@@ -37,11 +37,7 @@ class Call {
   }
 
   void run() {
-    if (mesh_ == nullptr) {
-      // Only reached through an out= argument or an empty list: nothing to distribute.
-      op_.callBoxed(stack_);
-      return;
-    }
+    check<ShapeError>(mesh_ != nullptr, "{}: called for mesh tensors, but none is among its arguments", info_.name);
     refuse_what_has_no_meaning();
     Decision* decision = known_decision();
     if (decision->fallback) MeshRuntime::of(*mesh_).count_fallback(info_.name);
@@ -78,6 +74,8 @@ class Call {
       const c10::IValue& value = slot(i);
       if (argument.is_out) {
         outs_.push_back(value.isTensor() ? value.toTensor() : at::Tensor());
+        // Plain operands and a mesh tensor to fill: the mesh is that of the result.
+        if (mesh_ == nullptr && is_mesh(outs_.back())) mesh_ = &storage_of(outs_.back()).mesh();
       } else if (value.isTensor()) {
         add_tensor(value.toTensor(), i);
       } else if (value.isList()) {

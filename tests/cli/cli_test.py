@@ -42,7 +42,7 @@ class Help(unittest.TestCase):
 
 class Train(unittest.TestCase):
     FIELDS = {"step", "loss", "lr", "grad_norm", "step_ms", "tokens_per_s", "comm_bytes", "comm_ms_exposed",
-              "peak_memory_bytes"}
+              "peak_memory_bytes", "allocated_bytes", "peak_allocated_bytes"}
     SUMMARY = {"summary", "world", "mesh", "plan", "params", "steps", "ms_median", "ms_p10", "ms_p90", "throughput",
                "final_loss", "losses", "peak_rss_bytes", "threads", "predicted_ms", "predicted_memory_bytes",
                "replicated_fallbacks"}

@@ -290,6 +290,18 @@ TEST(DecisionCache, IgnoresScalarsThatDecideNothing) {
   });
 }
 
+TEST(Out, OfPlainOperandsFillsTheMeshTensorWhereItLies) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    Tensor out = distribute(at::zeros({4, 4}, at::kDouble), mesh, {Shard(0)});
+    torch::eye_out(out, 4);
+    EXPECT_EQ(placements(out), (Placements{Shard(0)}));
+    EXPECT_TRUE(at::equal(full(out), at::eye(4, at::kDouble)));
+    const Tensor a = values({4, 4});
+    torch::add_out(out, a, a);
+    EXPECT_TRUE(at::equal(full(out), a + a));
+  });
+}
+
 TEST(Fallback, IsCountedByOperatorName) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const Tensor spread_values = distribute(values({6}), mesh, {Shard(0)});

@@ -29,7 +29,7 @@ TEST(JsonLine, OfAStepHasItsFieldsInOrder) {
   const StepRecord record{.step = 3, .loss = 1.5, .rate_per_s = 10.0};
   EXPECT_EQ(keys_of(format_json(record, "tokens")),
             (std::vector<std::string>{"step", "loss", "lr", "grad_norm", "step_ms", "tokens_per_s", "comm_bytes",
-                                      "comm_ms_exposed", "peak_memory_bytes"}));
+                                      "comm_ms_exposed", "peak_memory_bytes", "allocated_bytes", "peak_allocated_bytes"}));
   EXPECT_EQ(ordered_json::parse(format_json(record, "samples"))["samples_per_s"], 10.0);
 }
 
