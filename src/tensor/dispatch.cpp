@@ -37,7 +37,9 @@ class Call {
   }
 
   void run() {
-    check<ShapeError>(mesh_ != nullptr, "{}: called for mesh tensors, but none is among its arguments", info_.name);
+    if (mesh_ == nullptr) [[unlikely]] {
+      throw ShapeError(fmt::format("{}: called for mesh tensors, but none is among its arguments", info_.name));
+    }
     refuse_what_has_no_meaning();
     Decision* decision = known_decision();
     if (decision->fallback) MeshRuntime::of(*mesh_).count_fallback(info_.name);
@@ -289,9 +291,11 @@ class Call {
   }
 
   [[nodiscard]] at::Tensor wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const {
-    check<ShapeError>(local.layout() == at::kStrided,
-                      "{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it",
-                      info_.name, c10::str(local.layout()));
+    if (local.layout() != at::kStrided) [[unlikely]] {
+      throw ShapeError(fmt::format(
+          "{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it", info_.name,
+          c10::str(local.layout())));
+    }
     at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
     note_view(result, decision);
     return result;
@@ -392,8 +396,9 @@ void run_metadata_change(const c10::OperatorHandle& op, const OperatorInfo& info
   auto functional = c10::Dispatcher::singleton().findSchema({base_name(info.name), op.schema().overload_name()});
   // transpose_ goes with transpose.int.
   if (!functional) functional = c10::Dispatcher::singleton().findSchema({base_name(info.name), "int"});
-  check<ShapeError>(functional.has_value(), "{} is not supported on a mesh tensor; use its out-of-place form",
-                    info.name);
+  if (!functional) {
+    throw ShapeError(fmt::format("{} is not supported on a mesh tensor; use its out-of-place form", info.name));
+  }
   functional->callBoxed(stack);
   self.unsafeGetTensorImpl()->shallow_copy_from(stack.back().toTensor().getIntrusivePtr());
   stack.back() = self;

@@ -23,6 +23,13 @@ def violations(path, body, head=HEAD):
     return [(found.line, found.rule) for found in check_floors.check_file(path, head + body, CONFIG)]
 
 
+class HotPath(unittest.TestCase):
+    def test_check_is_refused_in_the_dispatcher_only(self):
+        body = "void f() {\n  check<ShapeError>(fits, text());\n}\n"
+        self.assertEqual(violations("src/tensor/dispatch.cpp", body), [(3, "hot path")])
+        self.assertEqual(violations("src/tensor/layout.cpp", body), [])
+
+
 class Includes(unittest.TestCase):
     def test_going_down_is_accepted(self):
         self.assertEqual(violations("src/mesh/a.cpp", '#include "tessera/comm/c.h"\n#include "base/x.h"\n'), [])
