@@ -116,6 +116,26 @@ class Verify(unittest.TestCase):
             self.assertLessEqual(line["max_param_deviation"], 1e-12)
             self.assertEqual(line["replicated_fallbacks"], {})
 
+    def holds(self, *arguments: str):
+        result = run("verify", "--precision", "fp64", "--json", "-", *arguments)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        for line in json_lines(result.stdout):
+            self.assertLessEqual(line["max_param_deviation"], 1e-12)
+            self.assertEqual(line["replicated_fallbacks"], {})
+
+    def test_holds_for_every_stage_of_zero(self):
+        for stage in "123":
+            self.holds(*TINY_GPT, "--zero", stage, "--meshes", "all:4")
+
+    def test_holds_for_sequence_and_vocabulary_parallelism_with_zero_and_dropout(self):
+        for mesh in ("tp=2", "dp=2,tp=2"):
+            self.holds(*TINY_GPT, "--sequence-parallel", "--mesh", mesh)
+        self.holds(*TINY_GPT, "--sequence-parallel", "--zero", "3", "--dropout", "0.1", "--mesh", "dp_shard=2,tp=2")
+
+    def test_holds_for_batch_norm_over_a_sharded_batch(self):
+        for mesh in ("dp=2", "tp=2", "dp=2,tp=2"):
+            self.holds("--model", "resnet", "--channels", "4", "--blocks", "3", "--batch", "6", "--mesh", mesh)
+
 
 class Numerics(unittest.TestCase):
     def steps(self, *arguments: str) -> list[dict]:
@@ -174,6 +194,10 @@ class BadInput(unittest.TestCase):
         (["train", "--weights", "/nonexistent"], 1, ["/nonexistent"]),
         (["train", "--mesh", "dp=2", "--data", "text:/nonexistent"], 1, ["ranks 0-1 of 2", "/nonexistent"]),
         (["verify", "--meshes", "all:x"], 2, ["all:x", "all:8"]),
+        (["train", *TINY_GPT, "--mesh", "dp_shard=2", "--zero", "4"], 2, ["zero", "4", "3"]),
+        (["train", *TINY_GPT, "--mesh", "dp=2", "--zero", "3"], 2, ["zero", "dp_shard", "dp=2"]),
+        (["train", "--model", "mlp", "--mesh", "tp=2", "--sequence-parallel"], 2, ["sequence_parallel", "output.tp"]),
+        (["train", "--model", "resnet", "--blocks", "2"], 2, ["blocks", "2", "3"]),
         (["verify", "--meshes", "all:2", "--ranks", "processes"], 2, ["threads"]),
         (["run", "--nproc", "2"], 2, ["--"]),
         (["run", "--nproc", "2", "--", "/nonexistent"], 2, ["/nonexistent"]),
