@@ -311,6 +311,13 @@ class Call {
       if (planned) wanted[axis] = plan->placements[axis];
     }
     const Sizes& sizes = decision.output_sizes[0];
+    for (const Placement& placement : wanted) {
+      if (placement.is_shard() && placement.dim >= static_cast<std::int64_t>(sizes.size())) [[unlikely]] {
+        throw ShapeError(fmt::format("{}: the plan wants its output as {}, but the output [{}] has {} dims; shard one of "
+                                     "them in the plan's `output`",
+                                     info_.name, to_string(placement), fmt::join(sizes, ", "), sizes.size()));
+      }
+    }
     return wrap(redistribute_local(local, sizes, decision.outputs[0], wanted, *mesh_), wanted, *mesh_, sizes);
   }
 

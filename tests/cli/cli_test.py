@@ -169,6 +169,16 @@ class Numerics(unittest.TestCase):
 
 
 class BadInput(unittest.TestCase):
+    def test_a_planned_output_along_a_dim_that_is_not_there_is_named(self):
+        with tempfile.TemporaryDirectory() as folder:
+            plan = os.path.join(folder, "plan.toml")
+            with open(plan, "w", encoding="utf-8") as file:
+                file.write('[[parameters]]\nmatch = "*tok.weight"\noutput.tp = "shard(7)"\n')
+            result = run("train", *TINY_GPT, "--mesh", "tp=2", "--plan", plan, "--steps", "1")
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("shard(7)", result.stderr)
+            self.assertIn("3 dims", result.stderr)
+
     """(arguments, exit code, words that the one line must hold)"""
 
     CASES = [
