@@ -41,7 +41,7 @@ TEXT_RULES = (
              ("src/base/log", "src/cli/"), "only base/log and cli print; use tessera::base::info or warn"),
     TextRule("hot path", re.compile(r"\bcheck<"), (),
              "every operator passes here, and check() makes its arguments, texts among them, on every call; use if and throw",
-             ("src/tensor/dispatch.cpp",)),
+             ("src/tensor/dispatch.cpp", "src/tensor/call.cpp", "src/tensor/call_results.cpp")),
     TextRule("seed", re.compile(r"\brandom_device\b|\bsrand\s*\(|\btime\s*\(\s*(nullptr|NULL|0)\s*\)"), (),
              "seeds have names and values; nothing is drawn from the clock or the machine",
              ("include/", "src/", "tests/", "examples/")),

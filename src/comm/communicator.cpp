@@ -121,6 +121,7 @@ void Pending::wait() {
 }
 
 bool Pending::done() const noexcept { return !work_; }
+bool Pending::finished() const { return !work_ || work_->isCompleted(); }
 
 struct Communicator::State {
   c10::intrusive_ptr<c10d::Backend> backend;

@@ -41,7 +41,7 @@ std::size_t canonical_position(const std::string& name) {
 }  // namespace
 
 const std::vector<std::string>& canonical_axes() {
-  static const std::vector<std::string> kAxes{"dp_replicate", "dp_shard", "tp"};
+  static const std::vector<std::string> kAxes{"pp", "dp_replicate", "dp_shard", "tp"};
   return kAxes;
 }
 

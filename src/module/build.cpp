@@ -9,6 +9,7 @@
 #include <set>
 
 #include "module/replay.h"
+#include "module/stage_plan.h"
 #include "module/tape.h"
 #include "tessera/base/error.h"
 
@@ -59,11 +60,17 @@ std::vector<Target> targets_of(const torch::nn::Module& module, const Mesh& mesh
       }
     }
   };
+  const StagePlan stages(module, mesh, plan);
   add(module.named_parameters(), [&](const std::string& name, const at::Tensor& tensor) {
-    return plan.layout_of(name, tensor.dim(), mesh).value;
+    Placements placements = plan.layout_of(name, tensor.dim(), mesh).value;
+    stages.apply(tensor, placements);
+    return placements;
   });
-  add(module.named_buffers(),
-      [&](const std::string&, const at::Tensor&) { return Placements::replicated(mesh.num_axes()); });
+  add(module.named_buffers(), [&](const std::string&, const at::Tensor& tensor) {
+    Placements placements = Placements::replicated(mesh.num_axes());
+    stages.apply(tensor, placements);
+    return placements;
+  });
   return targets;
 }
 

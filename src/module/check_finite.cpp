@@ -6,12 +6,14 @@
 #include <ATen/ops/isinf.h>
 #include <ATen/ops/isnan.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <limits>
 #include <optional>
 
 #include "tessera/base/error.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/stages.h"
 
 namespace tessera {
 namespace {
@@ -48,15 +50,15 @@ constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
 
 std::int64_t first_not_finite(const std::vector<Checked>& all) {
   for (std::size_t i = 0; i < all.size(); ++i) {
-    if (!is_finite(local(all[i].tensor))) return static_cast<std::int64_t>(i);
+    if (is_here(all[i].tensor) && !is_finite(local(all[i].tensor))) return static_cast<std::int64_t>(i);
   }
   return kNone;
 }
 
 /// Counts of NaN and infinity in what `rank` holds of `tensor`, on every rank.
 std::pair<std::int64_t, std::int64_t> counts(const at::Tensor& tensor, const std::optional<Mesh>& mesh, int rank) {
-  const at::Tensor part = local(tensor);
-  at::Tensor found = at::stack({at::isnan(part).sum(), at::isinf(part).sum()});
+  at::Tensor found = at::zeros({2}, at::TensorOptions(at::kLong).device(mesh ? mesh->device() : tensor.device()));
+  if (is_here(tensor)) found = at::stack({at::isnan(local(tensor)).sum(), at::isinf(local(tensor)).sum()});
   if (mesh && mesh->size() > 1) mesh->everyone().broadcast(found, rank);
   return {found[0].item<std::int64_t>(), found[1].item<std::int64_t>()};
 }

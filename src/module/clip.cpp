@@ -8,24 +8,34 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
+#include <bit>
 #include <cmath>
 
 #include "module/gradient_shards.h"
 #include "tessera/base/error.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/stages.h"
 
 namespace tessera {
 namespace {
 
 using module::GradientGroup;
 
-/// Bit i set: sharded along axis i.
-unsigned sharded_axes(const Placements& placements) {
+/// Bit i set: the ranks along axis i hold different parts.
+unsigned spread_axes(const Placements& placements) {
   unsigned axes = 0;
   for (int axis = 0; axis < placements.size(); ++axis) {
-    if (placements[axis].is_shard()) axes |= 1U << static_cast<unsigned>(axis);
+    if (!placements[axis].is_replicate()) axes |= 1U << static_cast<unsigned>(axis);
   }
   return axes;
+}
+
+/// What several pipeline stages have counts on the first of them.
+bool is_first_here(const at::Tensor& gradient, const Mesh& mesh) {
+  const int pp = mesh.axis_index("pp");
+  if (pp < 0 || !placements(gradient)[pp].is_stage()) return true;
+  const int first = std::countr_zero(placements(gradient)[pp].stages);
+  return rank_of_stage(mesh)[static_cast<std::size_t>(first)] == mesh.coordinate(pp);
 }
 
 /// True if this rank holds the part that counts, among those along `axes` that hold the same.
@@ -49,13 +59,16 @@ std::pair<std::vector<at::Tensor>, unsigned> local_norms(const GradientGroup& gr
   std::vector<unsigned> axes_of;
   unsigned axes = 0;
   for (const at::Tensor& gradient : group.gradients) {
-    axes_of.push_back(group.mesh ? sharded_axes(placements(gradient)) : 0);
+    axes_of.push_back(group.mesh ? spread_axes(placements(gradient)) : 0);
     axes |= axes_of.back();
   }
   std::vector<at::Tensor> norms;
   for (std::size_t i = 0; i < group.gradients.size(); ++i) {
     const at::Tensor part = local(group.gradients[i]);
-    if (part.numel() == 0 || (group.mesh && !counts_here(*group.mesh, axes & ~axes_of[i]))) continue;
+    if (part.numel() == 0) continue;
+    if (group.mesh && !(counts_here(*group.mesh, axes & ~axes_of[i]) && is_first_here(group.gradients[i], *group.mesh))) {
+      continue;
+    }
     norms.push_back(norm_of(part, norm_type));
   }
   return {std::move(norms), axes};
@@ -65,7 +78,7 @@ std::pair<std::vector<at::Tensor>, unsigned> local_norms(const GradientGroup& gr
 at::Tensor power_of(const GradientGroup& group, double norm_type) {
   const auto [norms, axes] = local_norms(group, norm_type);
   const bool extreme = std::isinf(norm_type);
-  const at::Device device = local(group.gradients.front()).device();
+  const at::Device device = group.mesh ? group.mesh->device() : group.gradients.front().device();
   at::Tensor power = at::zeros({}, at::TensorOptions(device).dtype(at::kDouble));
   if (!norms.empty()) power = extreme ? at::stack(norms).max() : at::stack(norms).pow(norm_type).sum();
   if (axes != 0) group.mesh->across(axes).all_reduce(power, extreme ? comm::ReduceOp::kMax : comm::ReduceOp::kSum);
@@ -100,7 +113,8 @@ double clip_grad_norm_(const std::vector<at::Tensor>& parameters, double max_nor
   const double factor = max_norm / (norm + 1e-6);
   if (factor >= 1) return norm;
   for (const GradientGroup& group : groups) {
-    at::_foreach_mul_(module::local_parts(group), factor);
+    const std::vector<at::Tensor> parts = module::local_parts(group);
+    if (!parts.empty()) at::_foreach_mul_(parts, factor);
     module::mark_written(group);
   }
   return norm;

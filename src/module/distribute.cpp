@@ -5,6 +5,7 @@
 #include <set>
 
 #include "module/gradient_reducer.h"
+#include "module/stage_plan.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
 
@@ -20,11 +21,13 @@ void place(const std::string& name, at::Tensor& tensor, const Mesh& mesh, const 
 }
 
 void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& mesh, const Plan& plan,
-                     const std::shared_ptr<module::GradientReducer>& reducer) {
-  const ParameterLayout layout = plan.layout_of(name, parameter.dim(), mesh);
+                     const module::StagePlan& stages, const std::shared_ptr<module::GradientReducer>& reducer) {
+  ParameterLayout layout = plan.layout_of(name, parameter.dim(), mesh);
+  for (Placements* placements : {&layout.value, &layout.gradient, &layout.state}) stages.apply(parameter, *placements);
   if (!is_mesh_tensor(parameter)) place(name, parameter, mesh, layout.value);
   tensor::MeshStorage& storage = tensor::storage_of(parameter);
   storage.gathered_at_use = layout.gathered_at_use;
+  storage.stage.pinned = stages.of(parameter);
   if (layout.planned_outputs != 0) {
     using OutputPlan = tensor::MeshStorage::OutputPlan;
     storage.output_plan = std::make_shared<const OutputPlan>(OutputPlan{layout.planned_outputs, layout.output});
@@ -38,16 +41,20 @@ void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& 
 void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, const DistributeOptions& options) {
   const auto parameters = module.named_parameters();
   plan.check_matches(parameters.keys());
+  const module::StagePlan stages(module, mesh, plan);
   const auto reducer = std::make_shared<module::GradientReducer>(options);
   // Tied parameters are one tensor under several names; what tessera::build made is on the mesh already.
   std::set<const at::TensorImpl*> seen;
   for (const auto& item : parameters) {
     if (!item.value().defined() || !seen.insert(item.value().unsafeGetTensorImpl()).second) continue;
-    place_parameter(item.key(), item.value(), mesh, plan, reducer);
+    place_parameter(item.key(), item.value(), mesh, plan, stages, reducer);
   }
   for (auto& item : module.named_buffers()) {
-    if (!item.value().defined() || is_mesh_tensor(item.value())) continue;
-    place(item.key(), item.value(), mesh, Placements::replicated(mesh.num_axes()));
+    if (!item.value().defined()) continue;
+    Placements placements = Placements::replicated(mesh.num_axes());
+    stages.apply(item.value(), placements);
+    if (!is_mesh_tensor(item.value())) place(item.key(), item.value(), mesh, placements);
+    tensor::storage_of(item.value()).stage.pinned = stages.of(item.value());
   }
 }
 

@@ -49,10 +49,12 @@ class AdamStep {
     state.step(state.step() + 1);
     module::ShardUpdate& update = updates_.emplace_back(state.exp_avg());
     const at::Tensor value = update.write(parameter);
+    const at::Tensor gradient = update.read(parameter.grad());
+    if (value.is_meta()) return;  // of another pipeline stage
     AdamBatch& batch = batch_for(value);
     add_step(batch, state.step(), value);
     batch.values.push_back(value);
-    batch.gradients.push_back(update.read(parameter.grad()));
+    batch.gradients.push_back(gradient);
     batch.exp_avgs.push_back(update.write(state.exp_avg()));
     batch.exp_avg_sqs.push_back(update.write(state.exp_avg_sq()));
     if (options_.amsgrad()) batch.max_exp_avg_sqs.push_back(update.write(state.max_exp_avg_sq()));
@@ -107,9 +109,11 @@ class SgdStep {
     const auto [buffer, first] = buffer_of(parameter);
     module::ShardUpdate& update = updates_.emplace_back(buffer.defined() ? buffer : parameter);
     const at::Tensor value = update.write(parameter);
+    const at::Tensor gradient = update.read(parameter.grad());
+    if (value.is_meta()) return;  // of another pipeline stage
     SgdBatch& batch = batch_for(value, first);
     batch.values.push_back(value);
-    batch.gradients.push_back(update.read(parameter.grad()));
+    batch.gradients.push_back(gradient);
     if (buffer.defined()) batch.buffers.push_back(update.write(buffer));
   }
 

@@ -29,9 +29,10 @@ bool unscale_group(const module::GradientGroup& group, double factor) {
     check<Error>(part.scalar_type() != at::kHalf,
                  "GradScaler: a gradient is fp16; allowed: fp32 parameters with autocast, or MasterWeights");
   }
-  const at::TensorOptions options = at::TensorOptions(parts.front().device()).dtype(at::kFloat);
+  const at::Device device = group.mesh ? group.mesh->device() : parts.front().device();
+  const at::TensorOptions options = at::TensorOptions(device).dtype(at::kFloat);
   at::Tensor found_inf = at::zeros({1}, options);
-  at::_amp_foreach_non_finite_check_and_unscale_(parts, found_inf, at::full({1}, factor, options));
+  if (!parts.empty()) at::_amp_foreach_non_finite_check_and_unscale_(parts, found_inf, at::full({1}, factor, options));
   module::mark_written(group);
   if (group.mesh && group.mesh->size() > 1) group.mesh->everyone().all_reduce(found_inf, comm::ReduceOp::kMax);
   return found_inf.item<float>() != 0;

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 
+#include "tensor/decision_cache.h"
 #include "tensor/mesh_storage.h"
 #include "tensor/redistribute.h"
+#include "tessera/tensor/stages.h"
 
 namespace tessera::module {
 namespace {
@@ -41,8 +43,13 @@ struct Batch {
 std::vector<Batch> group(const std::vector<at::Tensor>& gradients) {
   std::vector<Batch> batches;
   for (const at::Tensor& gradient : gradients) {
-    const unsigned axes = partial_axes(tensor::storage_of(gradient).placements());
+    tensor::MeshStorage& storage = tensor::storage_of(gradient);
+    const unsigned axes = partial_axes(storage.placements());
     if (axes == 0) continue;
+    if (!is_here(gradient)) {
+      storage.replace(storage.local(), without_partial(storage.placements()));
+      continue;
+    }
     const auto fits = [&](const Batch& batch) {
       return batch.axes == axes && batch.dtype == gradient.scalar_type();
     };
@@ -92,14 +99,19 @@ void start_scatter(const at::Tensor& gradient, int axis, const Placement& target
   tensor::MeshStorage& storage = tensor::storage_of(gradient);
   const comm::Communicator& group = storage.mesh().along(axis);
   const at::Tensor& local = storage.local();
+  Placements placements = storage.placements();
+  placements[axis] = target;
+  if (!is_here(gradient)) {
+    storage.replace(tensor::redistribute_local(local, gradient.sizes(), storage.placements(), placements, storage.mesh()),
+                    placements);
+    return;
+  }
   const std::int64_t size = local.size(target.dim);
   const at::Tensor rows = tensor::rows_to_scatter(local, target.dim, group.size());
   std::vector<std::int64_t> share = rows.sizes().vec();
   share[0] /= group.size();
   at::Tensor received = at::empty(share, rows.options());
   const auto pending = std::make_shared<comm::Pending>(group.post_reduce_scatter(rows, received));
-  Placements placements = storage.placements();
-  placements[axis] = target;
   const at::Tensor mine = tensor::from_scattered_rows(received, target.dim, size, group.size(), group.rank());
   storage.replace(mine, placements);
   storage.set_completion([pending, rows, mine, placements, &storage] {
@@ -107,6 +119,12 @@ void start_scatter(const at::Tensor& gradient, int axis, const Placement& target
     // The strides that the tensor shows are those of dense memory.
     storage.replace(mine.contiguous(), placements);
   });
+}
+
+/// To the pipeline stages that have the parameter: of a tied one, the gradient is where backward came to last.
+void bring_to_stages(const at::Tensor& gradient, const Placements& target) {
+  tensor::StageRuntime& stages = tensor::MeshRuntime::of(tensor::storage_of(gradient).mesh()).stages;
+  if (stages.axis() >= 0) stages.bring(gradient, stages.map().set_of(target));
 }
 
 class Hook final : public torch::autograd::PostAccumulateGradHook {
@@ -127,6 +145,7 @@ class Hook final : public torch::autograd::PostAccumulateGradHook {
 
 void GradientReducer::on_gradient(const at::Tensor& gradient, const Placements& target) {
   if (!synchronising_ || !tensor::is_mesh(gradient)) return;
+  bring_to_stages(gradient, target);
   scatter(gradient, target);
   tensor::MeshStorage& storage = tensor::storage_of(gradient);
   if (partial_axes(storage.placements()) == 0) return;

@@ -7,6 +7,7 @@
 
 #include "tensor/redistribute.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/stages.h"
 
 namespace tessera::module {
 namespace {
@@ -52,7 +53,9 @@ void reduce_partial(const GradientGroup& group) {
 std::vector<at::Tensor> local_parts(const GradientGroup& group) {
   std::vector<at::Tensor> parts;
   parts.reserve(group.gradients.size());
-  for (const at::Tensor& gradient : group.gradients) parts.push_back(local(gradient));
+  for (const at::Tensor& gradient : group.gradients) {
+    if (is_here(gradient)) parts.push_back(local(gradient));
+  }
   return parts;
 }
 

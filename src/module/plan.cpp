@@ -5,11 +5,13 @@
 #include <fnmatch.h>
 
 #include <algorithm>
+#include <array>
 #include <fstream>
 #include <sstream>
 #define TOML_EXCEPTIONS 1
 #include <toml++/toml.h>
 
+#include "module/stage_patterns.h"
 #include "tessera/base/error.h"
 #include "tessera/base/text.h"
 
@@ -61,6 +63,36 @@ Plan::Entry parse_entry(const toml::table& table, const std::string& origin) {
   return entry;
 }
 
+constexpr std::array<std::pair<std::string_view, Plan::StageOrder>, 2> kOrders{
+    {{"loop", Plan::StageOrder::kLoop}, {"v", Plan::StageOrder::kV}}};
+
+std::vector<std::vector<std::string>> parse_stages(toml::node_view<toml::node> node, const std::string& origin) {
+  const std::string where = fmt::format("{}:{}", origin, node.node()->source().begin.line);
+  constexpr const char* kExample = "an array of arrays of patterns, for instance [[\"block0-1\"], [\"block2-3\"]]";
+  check<ConfigError>(node.is_array(), "{}: stages must be {}", where, kExample);
+  std::vector<std::vector<std::string>> stages;
+  for (const toml::node& stage : *node.as_array()) {
+    check<ConfigError>(stage.is_array(), "{}: stages must be {}", where, kExample);
+    std::vector<std::string>& patterns = stages.emplace_back();
+    for (const toml::node& pattern : *stage.as_array()) {
+      const auto text = pattern.value<std::string>();
+      check<ConfigError>(text.has_value(), "{}: stages must be {}", where, kExample);
+      patterns.push_back(*text);
+    }
+  }
+  return stages;
+}
+
+Plan::StageOrder parse_order(toml::node_view<toml::node> node, const std::string& origin) {
+  if (!node) return Plan::StageOrder::kLoop;
+  const auto text = node.value<std::string>().value_or("");
+  for (const auto& [word, order] : kOrders) {
+    if (text == word) return order;
+  }
+  throw ConfigError(fmt::format("{}:{}: stage_order = \"{}\" is not known; allowed: \"loop\", \"v\"", origin,
+                                node.node()->source().begin.line, text));
+}
+
 /// Writes the placements of the axes that `mesh` has, and returns their bit mask.
 unsigned apply(const std::map<std::string, Placement>& by_name, const Mesh& mesh, Placements& placements) {
   unsigned axes = 0;
@@ -102,6 +134,7 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
   }
   Plan plan;
   for (const auto& [key, node] : root) {
+    if (key.str() == "stages" || key.str() == "stage_order") continue;
     if (key.str() == "zero") {
       const auto stage = node.value<std::int64_t>();
       check<ConfigError>(stage.has_value(), "{}:{}: zero must be a number; allowed: 0, 1, 2, 3", origin,
@@ -110,15 +143,22 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
       continue;
     }
     check<ConfigError>(key.str() == "parameters" && node.is_array_of_tables(),
-                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, [[parameters]] tables with match and axes",
+                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, stages, stage_order, [[parameters]] tables with match and axes",
                        origin, node.source().begin.line, key.str());
     for (const toml::node& item : *node.as_array()) plan.entries_.push_back(parse_entry(*item.as_table(), origin));
   }
+  if (root.contains("stages")) plan.stages(parse_stages(root["stages"], origin), parse_order(root["stage_order"], origin));
   return plan;
 }
 
 std::string Plan::to_toml() const {
   std::string text = zero_ == 0 ? "" : fmt::format("zero = {}\n\n", zero_);
+  for (std::size_t k = 0; k < stages_.size(); ++k) {
+    text += fmt::format("{}[\"{}\"]{}", k == 0 ? "stages = [" : "  ", fmt::join(stages_[k], "\", \""),
+                        k + 1 < stages_.size() ? ",\n" : "]\n");
+  }
+  if (stage_order_ == StageOrder::kV) text += "stage_order = \"v\"\n";
+  if (!stages_.empty()) text += '\n';
   for (const Entry& entry : entries_) {
     text += fmt::format("[[parameters]]\nmatch = \"{}\"\n", entry.match);
     for (const auto& [axis, placement] : entry.placements) {
@@ -130,6 +170,39 @@ std::string Plan::to_toml() const {
     text += '\n';
   }
   return text;
+}
+
+Plan& Plan::stages(std::vector<std::vector<std::string>> patterns, StageOrder order) {
+  check<ConfigError>(!patterns.empty() && patterns.size() <= kMaxStages, "plan: {} stages; allowed: 1 to {}",
+                     patterns.size(), kMaxStages);
+  for (std::size_t k = 0; k < patterns.size(); ++k) {
+    check<ConfigError>(!patterns[k].empty(), "plan: stage {} names nothing; give it a pattern, or have fewer stages", k);
+  }
+  stages_ = std::move(patterns);
+  stage_order_ = order;
+  return *this;
+}
+
+std::vector<int> Plan::rank_of_stage(int ranks) const {
+  const int count = static_cast<int>(stages_.size());
+  const bool is_v = stage_order_ == StageOrder::kV;
+  check<ConfigError>(is_v ? count == 2 * ranks : count % ranks == 0,
+                     "plan: {} stages in {} order over pp={} ranks; allowed: {}", count, is_v ? "v" : "loop", ranks,
+                     is_v ? fmt::format("{}", 2 * ranks) : fmt::format("a multiple of {}", ranks));
+  std::vector<int> map;
+  for (int stage = 0; stage < count; ++stage) {
+    map.push_back(is_v && stage >= ranks ? 2 * ranks - 1 - stage : stage % ranks);
+  }
+  return map;
+}
+
+StageSet Plan::stage_of(const std::string& name) const {
+  for (std::size_t k = 0; k < stages_.size(); ++k) {
+    for (const std::string& pattern : stages_[k]) {
+      if (module::names(pattern, name)) return Stage(static_cast<int>(k)).stages;
+    }
+  }
+  return 0;
 }
 
 const Plan::Entry* Plan::entry_of(const std::string& parameter) const {

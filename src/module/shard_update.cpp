@@ -4,6 +4,7 @@
 
 #include <ATen/ops/empty_like.h>
 
+#include "tensor/decision_cache.h"
 #include "tensor/mesh_storage.h"
 #include "tensor/redistribute.h"
 #include "tessera/base/error.h"
@@ -41,6 +42,8 @@ at::Tensor ShardUpdate::read(const at::Tensor& tensor) const {
 }
 
 at::Tensor ShardUpdate::write(const at::Tensor& tensor) {
+  // Copies on other pipeline stages are out of date after the update.
+  if (is_mesh_tensor(tensor)) tensor::MeshRuntime::of(*mesh_).stages.forget_copies(tensor);
   at::Tensor opened = read(tensor);
   written_.emplace_back(tensor, opened);
   return opened;

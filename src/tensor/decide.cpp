@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "tensor/redistribute.h"
+#include "tensor/stage_choice.h"
 #include "tessera/base/error.h"
 
 namespace tessera::tensor {
@@ -117,9 +118,13 @@ void refuse_if_strict(const OpCall& call) {
                     call.schema.name(), call.mesh.to_string());
 }
 
+/// Lying on a stage is not being spread: the operator runs whole there.
 bool any_spread(const OpCall& call) {
   for (const TensorArg& tensor : call.tensors) {
-    if (tensor.defined && !tensor.placements.all_replicate()) return true;
+    if (!tensor.defined) continue;
+    for (const Placement& placement : tensor.placements) {
+      if (!placement.is_replicate() && !placement.is_stage()) return true;
+    }
   }
   return false;
 }
@@ -150,7 +155,7 @@ void choose_rows(const OpCall& call, const Rule* rule, Decision& decision) {
   decision.inputs.resize(call.tensors.size(), Placements::replicated(num_axes));
   decision.outputs.resize(static_cast<std::size_t>(call.num_outputs()), Placements::replicated(num_axes));
   for (int axis = 0; axis < num_axes; ++axis) {
-    if (call.mesh.axis_size(axis) == 1) continue;
+    if (call.mesh.axis_size(axis) == 1 || (call.stages != nullptr && axis == call.stages->axis())) continue;
     const Row row = choose_row(call, rule, axis);
     for (std::size_t i = 0; i < row.inputs.size(); ++i) decision.inputs[i][axis] = row.inputs[i];
     for (std::size_t i = 0; i < row.outputs.size(); ++i) decision.outputs[i][axis] = row.outputs[i];
@@ -229,6 +234,7 @@ Decision decide(const OpCall& call, const Rule* rule) {
   } else {
     choose_rows(call, rule, decision);
   }
+  if (call.stages != nullptr) choose_stages(call, decision);
   if (rule != nullptr && rule->localise != nullptr) rule->localise(call, decision);
   return decision;
 }

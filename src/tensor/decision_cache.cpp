@@ -5,8 +5,6 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include <bit>
-
 namespace tessera::tensor {
 namespace {
 
@@ -20,7 +18,12 @@ constexpr std::int64_t kUnread = -0x7e58;
 }  // namespace
 
 void CallKey::add(const Placements& placements) {
-  for (const Placement& placement : placements) words_.push_back(std::bit_cast<std::int32_t>(placement));
+  for (const Placement& placement : placements) {
+    const bool has_stages = placement.stages != 0;
+    words_.push_back(static_cast<std::int64_t>(has_stages) << 40 | static_cast<std::int64_t>(placement.kind) << 32 |
+                     static_cast<std::int64_t>(placement.op) << 16 | placement.dim);
+    if (has_stages) words_.push_back(static_cast<std::int64_t>(placement.stages));
+  }
 }
 
 void CallKey::add_argument(const c10::IValue& value) {
@@ -43,10 +46,12 @@ void CallKey::add_argument(const c10::IValue& value) {
   }
 }
 
+std::uint64_t CallKey::hash() const noexcept { return XXH3_64bits(words_.data(), words_.size() * sizeof(std::int64_t)); }
+
 MeshRuntime& MeshRuntime::of(const Mesh& mesh) {
   std::shared_ptr<void>& slot = mesh.attachment();
   if (slot == nullptr) [[unlikely]]
-    slot = std::make_shared<MeshRuntime>();
+    slot = std::make_shared<MeshRuntime>(mesh);
   return *static_cast<MeshRuntime*>(slot.get());
 }
 

@@ -15,6 +15,7 @@
 
 #include "tensor/philox.h"
 #include "tensor/rule.h"
+#include "tensor/stage_runtime.h"
 #include "tessera/tensor/random.h"
 
 namespace tessera::tensor {
@@ -30,6 +31,7 @@ class CallKey {
   void add(const Placements& placements);
   void add_argument(const c10::IValue& value);
   [[nodiscard]] std::span<const std::int64_t> words() const noexcept { return {words_.data(), words_.size()}; }
+  [[nodiscard]] std::uint64_t hash() const noexcept;
 
  private:
   c10::SmallVector<std::int64_t, 48> words_;
@@ -40,6 +42,7 @@ class MeshRuntime {
  public:
   /// The runtime attached to `mesh`, made on first use.
   [[nodiscard]] static MeshRuntime& of(const Mesh& mesh);
+  explicit MeshRuntime(const Mesh& mesh) : stages(mesh) {}
 
   /// Null if the call is new.
   [[nodiscard]] Decision* find(std::span<const std::int64_t> key);
@@ -55,6 +58,7 @@ class MeshRuntime {
   [[nodiscard]] PhiloxStream next_stream() noexcept { return {random.seed, random.num_draws++}; }
 
   RandomState random;
+  StageRuntime stages;
 
  private:
   struct Hash {

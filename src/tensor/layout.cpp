@@ -27,6 +27,12 @@ Sizes local_sizes(at::IntArrayRef global_sizes, const Placements& placements, co
   return sizes;
 }
 
+Sizes contiguous_strides(at::IntArrayRef sizes) {
+  Sizes strides(sizes.size(), 1);
+  for (std::size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * std::max<std::int64_t>(sizes[dim], 1);
+  return strides;
+}
+
 std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh) {
   std::int64_t shards = 1;
   for (int axis = 0; axis < placements.size(); ++axis) {

@@ -18,6 +18,9 @@ using Sizes = c10::SmallVector<std::int64_t, 6>;
 /// Sizes of this rank's shard of a tensor of `global_sizes`.
 [[nodiscard]] Sizes local_sizes(at::IntArrayRef global_sizes, const Placements& placements, const Mesh& mesh);
 
+/// Strides of row-major memory.
+[[nodiscard]] Sizes contiguous_strides(at::IntArrayRef sizes);
+
 /// Into how many parts dim `dim` is cut in all.
 [[nodiscard]] std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh);
 

@@ -2,6 +2,7 @@
 // Making mesh tensors: storage, keys, sizes and strides.
 #include "tensor/mesh_storage.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/core/TensorImpl.h>
 
 #include "tensor/layout.h"
@@ -18,7 +19,7 @@ c10::DispatchKeySet keys_for(c10::Device device) {
 }  // namespace
 
 MeshStorage::MeshStorage(at::Tensor local, const Placements& placements, const Mesh& mesh)
-    : c10::StorageImpl(use_byte_size_t(), 0, at::DataPtr(nullptr, local.device()), nullptr, false),
+    : c10::StorageImpl(use_byte_size_t(), 0, at::DataPtr(nullptr, mesh.device()), nullptr, false),
       local_(std::move(local)),
       placements_(placements),
       mesh_(mesh) {
@@ -55,7 +56,7 @@ at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh
   const bool is_lazy = local.is_conj() || local.is_neg();
   if (is_lazy) [[unlikely]]
     local = local.resolve_conj().resolve_neg();
-  const c10::DispatchKeySet keys = keys_for(local.device());
+  const c10::DispatchKeySet keys = keys_for(mesh.device());
   const auto dtype = local.dtype();
   const bool contiguous = local.is_contiguous() || strides_are_ambiguous(placements, mesh, global_sizes);
   const std::int64_t offset = local.storage_offset();
@@ -73,6 +74,17 @@ at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh
   at::Tensor result(std::move(impl));
   storage_of(result).is_view_of_copy = is_lazy;
   return result;
+}
+
+at::Tensor wrap_absent(at::IntArrayRef global_sizes, at::IntArrayRef global_strides, std::int64_t offset,
+                       at::ScalarType dtype, const Placements& placements, const Mesh& mesh) {
+  at::Tensor local = at::empty(local_sizes(global_sizes, placements, mesh), at::TensorOptions(at::kMeta).dtype(dtype));
+  const auto type = local.dtype();
+  auto impl = c10::make_intrusive<c10::TensorImpl>(
+      c10::Storage(c10::make_intrusive<MeshStorage>(std::move(local), placements, mesh)), keys_for(mesh.device()), type);
+  impl->set_sizes_and_strides(global_sizes, global_strides);
+  if (offset != 0) impl->set_storage_offset(offset);
+  return at::Tensor(std::move(impl));
 }
 
 void keep_keys(const at::Tensor& view, const at::Tensor& base) {

@@ -19,6 +19,7 @@ using Completion = std::function<void()>;
 /// value is reduced, it is reduced once for all of them.
 class MeshStorage final : public c10::StorageImpl {
  public:
+  /// `local`: this rank's shard; a meta tensor of its sizes if this rank has no data.
   MeshStorage(at::Tensor local, const Placements& placements, const Mesh& mesh);
 
   /// The local shard, after whatever fills it has finished.
@@ -51,6 +52,14 @@ class MeshStorage final : public c10::StorageImpl {
     Placements placements;
   };
   std::shared_ptr<const OutputPlan> output_plan;
+  /// Pipeline stages. Of the stages on which the value lies, `home` are those that have it of their own (0: all of them);
+  /// the others hold copies that they were sent when the tensor had version `copied_version`.
+  struct OnStages {
+    StageSet pinned = 0;  ///< not 0: a parameter, or a view of one, that is used where it lies
+    StageSet home = 0;
+    std::uint32_t copied_version = 0;
+  };
+  OnStages stage;
   /// How tensors made after this one (zeros_like: the state of an optimizer) lie; null: as this one does.
   std::shared_ptr<const Placements> state_placements;
 
@@ -86,6 +95,10 @@ inline constexpr c10::DispatchKey kMeshKey = c10::DispatchKey::PrivateUse3;
 /// Makes a mesh tensor of `global_sizes` around `local`. Strides follow the local layout.
 [[nodiscard]] at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh,
                               at::IntArrayRef global_sizes);
+
+/// The same where this rank has no data: a tensor of that metadata around a meta tensor.
+[[nodiscard]] at::Tensor wrap_absent(at::IntArrayRef global_sizes, at::IntArrayRef global_strides, std::int64_t offset,
+                                     at::ScalarType dtype, const Placements& placements, const Mesh& mesh);
 
 /// Under c10::InferenceMode new tensors are inference tensors, but a view of a normal one must be normal: gives `view` the
 /// keys of `base`.

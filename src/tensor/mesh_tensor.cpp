@@ -25,6 +25,22 @@ std::string format_placements(const Placements& placements) {
   return fmt::format("{}", fmt::join(words, ", "));
 }
 
+/// Axis pp takes stages, and no other axis does.
+void check_stages(const Mesh& mesh, const Placements& placements) {
+  const int pp = mesh.axis_index("pp");
+  const tensor::StageMap& map = tensor::MeshRuntime::of(mesh).stages.map();
+  for (int axis = 0; axis < placements.size(); ++axis) {
+    const Placement& placement = placements[axis];
+    check<ShapeError>(axis == pp || !placement.is_stage(), "distribute: {} on axis {}; stages are for axis pp",
+                      to_string(placement), mesh.axes()[static_cast<std::size_t>(axis)].name);
+    check<ShapeError>(axis != pp || placement.is_replicate() || placement.is_stage(),
+                      "distribute: {} on axis pp; allowed: replicate, stage(K)", to_string(placement));
+    check<ShapeError>(!placement.is_stage() || map.axis() < 0 || (placement.stages & ~map.all()) == 0,
+                      "distribute: {} on mesh {} of {} stages; allowed: stages 0 to {}", to_string(placement),
+                      mesh.to_string(), map.rank_of_stage().size(), map.rank_of_stage().size() - 1);
+  }
+}
+
 void check_placements(at::IntArrayRef sizes, const Mesh& mesh, const Placements& placements, bool partial_allowed) {
   check<ShapeError>(placements.size() == mesh.num_axes(),
                     "distribute: {} placements ({}) for mesh {} with {} axes; give one per axis", placements.size(),
@@ -36,6 +52,7 @@ void check_placements(at::IntArrayRef sizes, const Mesh& mesh, const Placements&
     check<ShapeError>(partial_allowed || !placement.is_partial(),
                       "distribute: partial is the state of a sum under way; allowed: replicate, shard(DIM)");
   }
+  check_stages(mesh, placements);
 }
 
 /// Axes of one rank have nothing to cut or to reduce: everything is replicated there.
@@ -43,6 +60,8 @@ Placements normalise(Placements placements, const Mesh& mesh) {
   for (int axis = 0; axis < placements.size(); ++axis) {
     if (mesh.axis_size(axis) == 1) placements[axis] = Replicate();
   }
+  const tensor::StageMap& map = tensor::MeshRuntime::of(mesh).stages.map();
+  if (map.axis() >= 0) placements[map.axis()] = map.placement_of(map.set_of(placements));
   return placements;
 }
 
@@ -112,7 +131,8 @@ at::Tensor from_local(const at::Tensor& local, const Mesh& mesh, const Placement
                     "from_local: rank {} passes a shard of sizes [{}]; {} of [{}] on mesh {} leaves it [{}]",
                     mesh.rank(), fmt::join(local.sizes(), ", "), format_placements(target),
                     fmt::join(global_sizes, ", "), mesh.to_string(), fmt::join(expected, ", "));
-  return tensor::wrap(local.detach(), target, mesh, global_sizes);
+  const bool here = tensor::MeshRuntime::of(mesh).stages.map().has_data(target);
+  return tensor::wrap(here ? local.detach() : local.detach().to(at::kMeta), target, mesh, global_sizes);
 }
 
 bool is_mesh_tensor(const at::Tensor& tensor) noexcept { return tensor::is_mesh(tensor); }

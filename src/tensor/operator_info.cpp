@@ -4,6 +4,8 @@
 
 #include <ATen/core/enum_tag.h>
 #include <ATen/core/jit_type.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 namespace tessera::tensor {
 namespace {
@@ -56,7 +58,10 @@ OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().nam
     arguments.push_back({kind_of(argument), written, written && argument.is_out()});
     has_out = has_out || arguments.back().is_out;
   }
+  const std::string full_name = c10::toString(op.operator_name());
+  id = XXH3_64bits(full_name.data(), full_name.size());
   for (const c10::Argument& result : schema.returns()) {
+    gives_values = gives_values || kind_of(result) == ArgumentKind::kScalar;
     returned_argument.push_back(argument_returned_as(result, schema.arguments()));
     is_view = is_view || (result.alias_info() != nullptr && !result.alias_info()->isWrite());
   }

@@ -22,7 +22,8 @@ struct ArgumentInfo {
 struct OperatorInfo {
   explicit OperatorInfo(const c10::OperatorHandle& op);
 
-  std::string name;  ///< "aten::add"
+  std::string name;      ///< "aten::add"
+  std::uint64_t id = 0;  ///< of name and overload, the same on every rank
   std::vector<ArgumentInfo> arguments;
   std::vector<int> returned_argument;  ///< per return: the written argument it is, or -1
   const Rule* rule = nullptr;
@@ -32,6 +33,7 @@ struct OperatorInfo {
   bool changes_metadata = false;  ///< t_(), squeeze_(), resize_() ...
   bool random = false;
   bool sizes_depend_on_values = false;  ///< nonzero, index with a mask ...
+  bool gives_values = false;            ///< item() and what else returns no tensors
 };
 
 /// "aten::add_" -> "aten::add"; "aten::__iand__" -> "aten::__and__".

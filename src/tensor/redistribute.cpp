@@ -11,6 +11,7 @@
 
 #include <limits>
 
+#include "tensor/decision_cache.h"
 #include "tensor/layout.h"
 #include "tessera/base/error.h"
 
@@ -166,6 +167,24 @@ void reach_targets(Step& step) {
   }
 }
 
+/// To the stages that want it, before anything else: shards are smaller than what they may become.
+void reach_stages(Step& step, int axis) {
+  StageRuntime& runtime = MeshRuntime::of(step.mesh).stages;
+  const Sizes sizes = local_sizes(step.global_sizes, step.now, step.mesh);
+  const Sizes strides = contiguous_strides(sizes);
+  const StageMap& map = runtime.map();
+  const StageSet to = map.set_of(step.to);
+  step.local = runtime.moved(step.local, sizes, strides, map.set_of(step.now), to, step.mesh);
+  // Whoever has the value though nobody asked for it there forgets it.
+  if ((to & map.stages_here()) == 0) step.local = step.local.to(at::kMeta);
+  step.now[axis] = step.to[axis];
+}
+
+/// What a rank without data has after redistribution.
+at::Tensor absent(const Step& step) {
+  return at::empty(local_sizes(step.global_sizes, step.to, step.mesh), step.local.options());
+}
+
 }  // namespace
 
 at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, int ranks) {
@@ -181,6 +200,8 @@ at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_si
                               const Placements& to, const Mesh& mesh) {
   if (from == to) return local;
   Step step{local, from, to, global_sizes, mesh};
+  if (const int stages = MeshRuntime::of(mesh).stages.axis(); stages >= 0) reach_stages(step, stages);
+  if (step.local.is_meta()) return absent(step);
   leave_shards(step);
   reach_targets(step);
   return step.local;

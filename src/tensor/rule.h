@@ -11,13 +11,16 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "tensor/call_shape.h"
 #include "tensor/layout.h"
 #include "tensor/mesh_storage.h"
+#include "tensor/stage_map.h"
 
 namespace tessera::tensor {
 
@@ -29,9 +32,11 @@ struct TensorArg {
   at::ScalarType dtype = at::kFloat;
   std::int64_t bytes = 0;  ///< of the global value
   bool defined = false;
-  int argument = 0;  ///< index in the schema
+  bool on_mesh = false;  ///< false: a plain tensor
+  int argument = 0;      ///< index in the schema
   unsigned gathered_at_use = 0;                   ///< see MeshStorage
   const Placements* state_placements = nullptr;  ///< see MeshStorage
+  MeshStorage::OnStages stage;                    ///< see MeshStorage
   [[nodiscard]] std::int64_t dim() const noexcept { return static_cast<std::int64_t>(sizes.size()); }
 };
 
@@ -42,6 +47,10 @@ struct OpCall {
   c10::SmallVector<TensorArg, 8> tensors;
   c10::ArrayRef<c10::IValue> arguments;
   bool in_place = false;  ///< the first tensor is written
+  const StageMap* stages = nullptr;  ///< null: no tensor lies on pipeline stages
+  StageSet forward_stages = 0;       ///< in backward: where the operator ran whose gradient this is; 0: not known
+  bool in_backward = false;          ///< known only if there are stages
+  StageSet written = 0;              ///< stages on which a tensor that is written lies; 0: none is
 
   [[nodiscard]] const c10::IValue& argument(int index) const { return arguments[static_cast<std::size_t>(index)]; }
   [[nodiscard]] const TensorArg& tensor(int index) const { return tensors[static_cast<std::size_t>(index)]; }
@@ -81,6 +90,9 @@ struct Decision {
   bool fallback = false;                    ///< no rule: gathered and replicated
   bool gathers_view = false;                ///< a view whose input had to be redistributed
   std::vector<Decision> elements;           ///< per element of the lists, where the rule says so
+  StageSet stages = 0;                      ///< where the call runs; 0: everywhere
+  std::uint64_t key = 0;                    ///< of the call, if it runs on stages
+  std::shared_ptr<const CallShape> shape;   ///< of the results, if it runs on stages; null: not known yet
 };
 
 struct Rule {

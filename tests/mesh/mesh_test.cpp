@@ -30,7 +30,7 @@ TEST(Axes, AreSortedOutermostFirst) {
 }
 TEST(Axes, GiveMinusOneTheRest) { EXPECT_EQ(format_axes(resolve_axes(parse_axes("dp=-1,tp=2"), 8)), "dp_replicate=4,tp=2"); }
 TEST(Axes, RefuseAnUnknownNameAndSuggestTheNearest) {
-  EXPECT_NE(message_of([] { (void)parse_axes("pt=2"); }).find("did you mean \"tp\""), std::string::npos);
+  EXPECT_NE(message_of([] { (void)parse_axes("ttp=2"); }).find("did you mean \"tp\""), std::string::npos);
 }
 TEST(Axes, RefuseAProductThatIsNotTheWorldSize) {
   const std::string message = message_of([] { (void)resolve_axes(parse_axes("dp=2,tp=3"), 4); });

@@ -254,7 +254,7 @@ TEST(Plan, RefusesWhatItDoesNotKnowAndNamesTheLine) {
     }
     return "nothing was thrown";
   };
-  EXPECT_NE(message("[[parameters]]\nmatch = \"a\"\npt = \"colwise\"\n").find("did you mean \"tp\""), std::string::npos);
+  EXPECT_NE(message("[[parameters]]\nmatch = \"a\"\nttp = \"colwise\"\n").find("did you mean \"tp\""), std::string::npos);
   EXPECT_NE(message("[[parameters]]\nmatch = \"a\"\ntp = \"columns\"\n").find("allowed: replicate"), std::string::npos);
   EXPECT_NE(message("[[parameters]]\ntp = \"colwise\"\n").find("needs match"), std::string::npos);
   EXPECT_NE(message("[params]\nmatch = 1\n").find("\"params\" is not known"), std::string::npos);

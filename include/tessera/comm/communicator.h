@@ -44,6 +44,8 @@ class Pending {
   void wait();
   /// True if there is nothing to wait for.
   [[nodiscard]] bool done() const noexcept;
+  /// True if wait() would return at once. Moves what can be moved meanwhile, and never blocks.
+  [[nodiscard]] bool finished() const;
 
  private:
   c10::intrusive_ptr<c10d::Work> work_;

@@ -15,32 +15,45 @@ enum class PlacementKind : std::uint8_t {
   kReplicate,  ///< every rank holds the value
   kShard,      ///< rank i holds the i-th chunk along a dim, cut as torch::chunk cuts
   kPartial,    ///< the value is the reduction of what the ranks hold
+  kStage,      ///< only the ranks of some pipeline stages hold the value (axis pp)
 };
+
+/// A set of pipeline stages: bit k stands for stage k.
+using StageSet = std::uint64_t;
+inline constexpr int kMaxStages = 64;
 
 /// Reduction that turns partial values into the value.
 enum class PartialOp : std::uint8_t { kSum, kMax, kMin };
 
-/// Placement on one axis. A value type; make one with Replicate(), Shard(dim) or Partial(op).
+/// Placement on one axis. A value type; make one with Replicate(), Shard(dim), Partial(op) or Stage(k).
 struct Placement {
   PlacementKind kind = PlacementKind::kReplicate;
   PartialOp op = PartialOp::kSum;  ///< meaningful for kPartial
   std::int16_t dim = 0;            ///< meaningful for kShard; never negative
+  StageSet stages = 0;             ///< meaningful for kStage; never empty there
 
   [[nodiscard]] constexpr bool is_replicate() const noexcept { return kind == PlacementKind::kReplicate; }
   [[nodiscard]] constexpr bool is_shard() const noexcept { return kind == PlacementKind::kShard; }
   [[nodiscard]] constexpr bool is_shard(std::int64_t on_dim) const noexcept { return is_shard() && dim == on_dim; }
   [[nodiscard]] constexpr bool is_partial() const noexcept { return kind == PlacementKind::kPartial; }
+  [[nodiscard]] constexpr bool is_stage() const noexcept { return kind == PlacementKind::kStage; }
   friend constexpr bool operator==(const Placement&, const Placement&) noexcept = default;
 };
 
 // The field's words for placements (those of DTensor), hence the capital letters of functions that read as types.
 [[nodiscard]] constexpr Placement Replicate() noexcept { return {}; }
 [[nodiscard]] constexpr Placement Shard(std::int64_t dim) noexcept {
-  return {PlacementKind::kShard, PartialOp::kSum, static_cast<std::int16_t>(dim)};
+  return {PlacementKind::kShard, PartialOp::kSum, static_cast<std::int16_t>(dim), 0};
 }
 [[nodiscard]] constexpr Placement Partial(PartialOp op = PartialOp::kSum) noexcept {
-  return {PlacementKind::kPartial, op, 0};
+  return {PlacementKind::kPartial, op, 0, 0};
 }
+/// The stages of `stages`; not empty.
+[[nodiscard]] constexpr Placement Stages(StageSet stages) noexcept {
+  return {PlacementKind::kStage, PartialOp::kSum, 0, stages};
+}
+/// Stage `stage` only, 0 to kMaxStages - 1.
+[[nodiscard]] constexpr Placement Stage(int stage) noexcept { return Stages(StageSet{1} << static_cast<unsigned>(stage)); }
 
 /// Axes a mesh may have at most: one per canonical axis name.
 inline constexpr int kMaxAxes = 6;
@@ -80,17 +93,23 @@ class Placements {
     }
     return false;
   }
-  friend constexpr bool operator==(const Placements&, const Placements&) noexcept = default;
+  friend constexpr bool operator==(const Placements& a, const Placements& b) noexcept {
+    if (a.size_ != b.size_) return false;
+    for (std::size_t i = 0; i < a.size_; ++i) {
+      if (!(a.items_[i] == b.items_[i])) return false;
+    }
+    return true;
+  }
 
  private:
   std::array<Placement, kMaxAxes> items_{};
   std::uint8_t size_ = 0;
 };
 
-/// "replicate", "shard(0)", "partial(sum)".
+/// "replicate", "shard(0)", "partial(sum)", "stage(2)", "stage(0,3)".
 [[nodiscard]] std::string to_string(const Placement& placement);
 
-/// Inverse of to_string; also takes the words "colwise" (shard(0) of a weight [out, in]) and "rowwise" (shard(1)).
+/// Inverse of to_string; also takes ranges of stages, "stage(0-3)", and the words "colwise" (shard(0) of a weight [out, in]) and "rowwise" (shard(1)).
 /// Throws ConfigError naming the text and what is allowed.
 [[nodiscard]] Placement parse_placement(std::string_view text);
 

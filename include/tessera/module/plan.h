@@ -2,12 +2,17 @@
 // A plan: which parameter lies how on which mesh axis. The only place where parallel configuration lives.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "tessera/mesh/mesh.h"
+
+namespace torch::nn {
+class Module;
+}
 
 namespace tessera {
 
@@ -31,6 +36,7 @@ struct ParameterLayout {
 /// As a file (TOML):
 ///
 ///   zero = 3                    # optional: see zero()
+///   stages = [["tok", "pos", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
 ///
 ///   [[parameters]]
 ///   match = "block*.qkv.*"
@@ -65,6 +71,26 @@ class Plan {
   Plan& zero(int stage);
   [[nodiscard]] int zero() const noexcept { return zero_; }
 
+  /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named, and the
+  /// first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on a mesh
+  /// without pp. In the file: stages = [["tok", "block0-1"], ["block2-3", "head"]].
+  ///
+  /// A pattern is a path from the module's root: "block3" is all below it. Parts are as in fnmatch(3) or end in a range of
+  /// numbers: "layers.0-4", "block2-3", "8-" (and all that follow).
+  ///
+  /// `order` says where stages run if there are more of them than ranks along pp.
+  /// Throws ConfigError for no stage at all, an empty one, or more than kMaxStages.
+  enum class StageOrder : std::uint8_t {
+    kLoop,  ///< stage k on rank k mod pp. Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2
+    kV,      ///< there and back, two stages a rank: 0 1 .. p-1 p-1 .. 1 0. Source: Qi et al. 2024, arXiv:2405.15362
+  };
+  Plan& stages(std::vector<std::vector<std::string>> patterns, StageOrder order = StageOrder::kLoop);
+  [[nodiscard]] const std::vector<std::vector<std::string>>& stages() const noexcept { return stages_; }
+  /// The coordinate along pp of each stage. Throws ConfigError naming the numbers if they do not fit `ranks`.
+  [[nodiscard]] std::vector<int> rank_of_stage(int ranks) const;
+  /// The stages whose first name it is; 0 if no pattern names it.
+  [[nodiscard]] StageSet stage_of(const std::string& name) const;
+
   /// Throws FileError if the file cannot be read, ConfigError naming file, line, key and what is allowed.
   [[nodiscard]] static Plan load(const std::string& path);
   /// `origin` stands for the file name in messages.
@@ -85,7 +111,18 @@ class Plan {
 
   std::vector<Entry> entries_;
   int zero_ = 0;
+  std::vector<std::vector<std::string>> stages_;
+  StageOrder stage_order_ = StageOrder::kLoop;
 };
+
+/// Cuts a module into `count` stages of about equal weight, for Plan::stages(): a chain of its children, or of their
+/// children where a child is a list or sequence, in the order in which they are registered. The largest stage is as small
+/// as it can be.
+/// `weight_of` is the cost of one part, given its path and the part; default: elements of its parameters.
+/// Throws ConfigError if there are fewer parts than stages.
+[[nodiscard]] std::vector<std::vector<std::string>> balanced_stages(
+    const torch::nn::Module& module, int count,
+    const std::function<double(const std::string& path, const torch::nn::Module& part)>& weight_of = {});
 
 /// Ready plans over the usual names of such modules; tensor parallel on axis `tp`, everything else replicated.
 /// Only patterns that match some of `parameters` are taken, so that a plan fits models without biases, say.

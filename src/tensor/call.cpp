@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// From arguments to a decision, and to local arguments.
+#include "tensor/call.h"
+
+#include <ATen/core/List.h>
+#include <ATen/ops/empty.h>
+
+#include "tensor/decide.h"
+#include "tensor/redistribute.h"
+#include "tessera/base/error.h"
+
+namespace tessera::tensor {
+namespace {
+
+const Placements& placements_of(const TensorSlot& slot) { return storage_of(slot.tensor).placements(); }
+
+}  // namespace
+
+void Call::run() {
+  prepare();
+  if (staged_ && info_.rule != nullptr && info_.rule->per_element) {
+    run_each_element();
+  } else {
+    run_as_decided();
+  }
+}
+
+void Call::prepare() {
+  if (mesh_ == nullptr) [[unlikely]] {
+    throw ShapeError(fmt::format("{}: called for mesh tensors, but none is among its arguments", info_.name));
+  }
+  refuse_what_has_no_meaning();
+  runtime_ = &MeshRuntime::of(*mesh_);
+  staged_ = runtime_->stages.axis() >= 0 && has_staged_tensors();
+}
+
+void Call::run_as_decided() {
+  Decision& decision = *known_decision();
+  if (decision.fallback) runtime_->count_fallback(info_.name);
+  if (staged_) {
+    run_on_stages(decision);
+  } else {
+    run_here(decision);
+  }
+}
+
+void Call::run_here(Decision& decision) {
+  localise_arguments(decision);
+  if (decision.compute != nullptr) {
+    decision.compute(op_, decision, *mesh_, stack_);
+  } else {
+    op_.callBoxed(stack_);
+  }
+  write_back(decision);
+  wrap_outputs(decision);
+}
+
+void Call::add_tensor(const at::Tensor& tensor, std::size_t argument) {
+  tensors_.push_back({tensor, static_cast<int>(argument), info_.arguments[argument].written});
+  if (!is_mesh(tensor)) return;
+  const Mesh& mesh = storage_of(tensor).mesh();
+  if (mesh_ == nullptr) {
+    mesh_ = &mesh;
+  } else if (!(*mesh_ == mesh)) [[unlikely]] {
+    throw ShapeError(fmt::format("{}: its tensors lie on two meshes, {} and {}; bring them onto one with "
+                                 "tessera::full and tessera::distribute",
+                                 info_.name, mesh_->to_string(), mesh.to_string()));
+  }
+}
+
+void Call::collect_tensors() {
+  for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
+    const ArgumentInfo& argument = info_.arguments[i];
+    if (argument.kind == ArgumentKind::kScalar) continue;
+    const c10::IValue& value = slot(i);
+    if (argument.is_out) {
+      outs_.push_back(value.isTensor() ? value.toTensor() : at::Tensor());
+      // Plain operands and a mesh tensor to fill: the mesh is that of the result.
+      if (mesh_ == nullptr && is_mesh(outs_.back())) mesh_ = &storage_of(outs_.back()).mesh();
+    } else if (value.isTensor()) {
+      add_tensor(value.toTensor(), i);
+    } else if (value.isList()) {
+      for (const c10::IValue& item : value.toListRef()) add_tensor(item.isTensor() ? item.toTensor() : at::Tensor(), i);
+    } else {
+      add_tensor(at::Tensor(), i);
+    }
+  }
+}
+
+void Call::refuse_what_has_no_meaning() const {
+  // Not check(): its arguments, texts among them, would be made on every call.
+  if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]] refuse_random();
+  for (const TensorSlot& slot : tensors_) {
+    if (slot.written && is_mesh(slot.tensor) && storage_of(slot.tensor).is_view_of_copy) [[unlikely]] {
+      throw ShapeError(fmt::format(
+          "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the base first, "
+          "or write with an out-of-place operator",
+          info_.name));
+    }
+  }
+}
+
+void Call::refuse_random() const {
+  throw ShapeError(fmt::format(
+      "{} draws random numbers that would differ between the ranks of mesh {}; allowed: dropout, bernoulli, uniform_, "
+      "normal_, random_ and their kin (tessera/tensor/random.h), or a plain tensor that is the same on every rank and "
+      "tessera::distribute",
+      info_.name, mesh_->to_string()));
+}
+
+void Call::build_key(CallKey& key) {
+  key.add(static_cast<std::int64_t>(info_.id));
+  for (const TensorSlot& slot : tensors_) {
+    if (!slot.tensor.defined()) {
+      key.add(-1);
+      continue;
+    }
+    const std::int64_t dtype = static_cast<std::int64_t>(slot.tensor.scalar_type()) << 16;
+    if (!is_mesh(slot.tensor)) {
+      key.add(dtype);
+      key.add(slot.tensor.sizes());
+      continue;
+    }
+    const MeshStorage& storage = storage_of(slot.tensor);
+    const bool has_state = storage.state_placements != nullptr;
+    key.add(dtype | (static_cast<std::int64_t>(storage.gathered_at_use) << 2) | (has_state ? 2 : 0) | 1);
+    key.add(slot.tensor.sizes());
+    key.add(storage.placements());
+    if (has_state) key.add(*storage.state_placements);
+  }
+  for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
+    if (info_.arguments[i].kind == ArgumentKind::kScalar) key.add_argument(slot(i));
+  }
+  if (staged_) add_stages_to_key(key);
+}
+
+OpCall Call::describe_call() {
+  OpCall call{op_.schema(), *mesh_, {}, c10::ArrayRef<c10::IValue>(&slot(0), info_.arguments.size()),
+              info_.in_place};
+  for (const TensorSlot& slot : tensors_) {
+    TensorArg argument;
+    argument.argument = slot.argument;
+    argument.placements = Placements::replicated(mesh_->num_axes());
+    if (slot.tensor.defined()) {
+      argument.defined = true;
+      argument.sizes = slot.tensor.sizes();
+      argument.dtype = slot.tensor.scalar_type();
+      argument.bytes = slot.tensor.numel() * static_cast<std::int64_t>(slot.tensor.element_size());
+      if (is_mesh(slot.tensor)) {
+        const MeshStorage& storage = storage_of(slot.tensor);
+        argument.placements = storage.placements();
+        argument.gathered_at_use = storage.gathered_at_use;
+        argument.state_placements = storage.state_placements.get();
+        argument.stage = storage.stage;
+        argument.on_mesh = true;
+      }
+    }
+    call.tensors.push_back(argument);
+  }
+  if (staged_) describe_stages(call);
+  return call;
+}
+
+Decision* Call::known_decision() {
+  CallKey key;
+  build_key(key);
+  if (Decision* found = runtime_->find(key.words())) return found;
+  Decision decision = decide(describe_call(), info_.rule);
+  decision.gathers_view = info_.is_view && redistributes(decision);
+  if (staged_) decision.key = key.hash();
+  if (keeps_shards(decision)) runtime_->note_sharded(info_.name);
+  return &runtime_->remember(key.words(), std::move(decision));
+}
+
+bool Call::redistributes(const Decision& decision) const {
+  // Being sent to another stage does not change what a shard is.
+  const int stage_axis = runtime_->stages.axis();
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (!is_mesh(tensors_[i].tensor)) continue;
+    for (int axis = 0; axis < mesh_->num_axes(); ++axis) {
+      if (axis != stage_axis && !(placements_of(tensors_[i])[axis] == decision.inputs[i][axis])) return true;
+    }
+  }
+  return false;
+}
+
+bool Call::keeps_shards(const Decision& decision) const {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (!is_mesh(tensors_[i].tensor)) continue;
+    for (int axis = 0; axis < mesh_->num_axes(); ++axis) {
+      const Placement placement = placements_of(tensors_[i])[axis];
+      if (placement.is_shard() && decision.inputs[i][axis] == placement) return true;
+    }
+  }
+  return false;
+}
+
+at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) const {
+  if (!slot.tensor.defined()) return slot.tensor;
+  if (is_mesh(slot.tensor)) {
+    MeshStorage& storage = storage_of(slot.tensor);
+    return storage.placements() == target ? storage.local() : read_as(slot.tensor, target);
+  }
+  if (target.all_replicate()) return slot.tensor;
+  return redistribute_local(slot.tensor, slot.tensor.sizes(), Placements::replicated(mesh_->num_axes()), target,
+                            *mesh_);
+}
+
+void Call::localise_arguments(const Decision& decision) {
+  if (!decision.sizes_known || info_.sizes_depend_on_values) sizes_call_.emplace(describe_call());
+  if (sizes_call_) keep_arguments();
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < info_.arguments.size(); ++i) {
+    const ArgumentInfo& argument = info_.arguments[i];
+    if (argument.kind == ArgumentKind::kScalar) continue;
+    if (argument.is_out) {
+      if (slot(i).isTensor()) slot(i) = at::empty({0}, slot(i).toTensor().options().device(mesh_->device()));
+    } else if (slot(i).isList()) {
+      next = localise_list(i, next, decision);
+    } else {
+      at::Tensor local = local_for(tensors_[next], decision.inputs[next]);
+      if (tensors_[next].written) passed_.push_back({next, local});
+      if (tensors_[next].tensor.defined()) slot(i) = std::move(local);
+      ++next;
+    }
+  }
+  for (const auto& [argument, value] : decision.edits) slot(static_cast<std::size_t>(argument)) = value;
+}
+
+std::size_t Call::localise_list(std::size_t argument, std::size_t next, const Decision& decision) {
+  const auto type = slot(argument).toList().elementType();
+  c10::impl::GenericList list(type);
+  const std::size_t count = slot(argument).toListRef().size();
+  for (std::size_t k = 0; k < count; ++k, ++next) {
+    at::Tensor local = local_for(tensors_[next], decision.inputs[next]);
+    if (tensors_[next].written) passed_.push_back({next, local});
+    list.push_back(local.defined() ? c10::IValue(std::move(local)) : c10::IValue());
+  }
+  slot(argument) = std::move(list);
+  return next;
+}
+
+void Call::keep_arguments() {
+  kept_arguments_.assign(stack_.begin() + static_cast<std::ptrdiff_t>(base_), stack_.end());
+  sizes_call_->arguments = kept_arguments_;
+}
+
+}  // namespace tessera::tensor

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of an operator on its way through the dispatcher: find the specs, decide, redistribute, run locally, wrap.
+#pragma once
+
+#include <ATen/core/stack.h>
+
+#include <optional>
+#include <vector>
+
+#include "tensor/decision_cache.h"
+#include "tensor/operator_info.h"
+
+namespace tessera::tensor {
+
+/// A tensor among the arguments: in a slot of the stack, or an element of a list in that slot.
+struct TensorSlot {
+  at::Tensor tensor;
+  int argument;
+  bool written;
+};
+
+class Call {
+ public:
+  using Stack = torch::jit::Stack;
+
+  Call(const c10::OperatorHandle& op, const OperatorInfo& info, Stack& stack)
+      : op_(op), info_(info), stack_(stack), base_(stack.size() - info.arguments.size()) {
+    collect_tensors();
+  }
+  /// Takes the arguments off the stack and leaves the outputs.
+  void run();
+
+ private:
+  [[nodiscard]] c10::IValue& slot(std::size_t argument) { return stack_[base_ + argument]; }
+
+  // call.cpp: from arguments to a decision, and local arguments.
+  void prepare();
+  void run_as_decided();
+  void collect_tensors();
+  void add_tensor(const at::Tensor& tensor, std::size_t argument);
+  void refuse_what_has_no_meaning() const;
+  [[noreturn]] void refuse_random() const;
+  void build_key(CallKey& key);
+  [[nodiscard]] OpCall describe_call();
+  Decision* known_decision();
+  [[nodiscard]] bool redistributes(const Decision& decision) const;
+  [[nodiscard]] bool keeps_shards(const Decision& decision) const;
+  void run_here(Decision& decision);
+  [[nodiscard]] at::Tensor local_for(const TensorSlot& slot, const Placements& target) const;
+  void localise_arguments(const Decision& decision);
+  std::size_t localise_list(std::size_t argument, std::size_t next, const Decision& decision);
+  /// Scalars of the call, for working out global output sizes after the stack is gone.
+  void keep_arguments();
+
+  // call_results.cpp: from local results to mesh tensors.
+  void write_back(const Decision& decision);
+  void write_back_plain(at::Tensor plain, const at::Tensor& local, const Placements& target) const;
+  void wrap_outputs(Decision& decision);
+  [[nodiscard]] at::Tensor wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const;
+  [[nodiscard]] at::Tensor wrap_as_planned(const at::Tensor& local, const Decision& decision) const;
+  void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const;
+  [[nodiscard]] Placements output_placements(const Decision& decision, std::size_t output) const;
+  void note_view(const at::Tensor& result, const Decision& decision) const;
+  [[nodiscard]] at::Tensor tensor_of_argument(int argument) const;
+  [[nodiscard]] at::Tensor fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
+                                    std::size_t output) const;
+
+  // call_stages.cpp: calls whose tensors lie on pipeline stages.
+  [[nodiscard]] bool has_staged_tensors() const;
+  void add_stages_to_key(CallKey& key) const;
+  void describe_stages(OpCall& call) const;
+  void run_on_stages(Decision& decision);
+  void run_each_element();
+  void bring_operands(StageSet stages) const;
+  void finish_sends_of_written() const;
+  void agree_on_results(Decision& decision);
+  void skip(const Decision& decision);
+  void take_strides(const CallShape& shape);
+  void push_absent(const CallShape& shape, const Decision& decision);
+  [[nodiscard]] c10::IValue absent_output(const OutputShape& shape, const Decision& decision, std::size_t output) const;
+
+  const c10::OperatorHandle& op_;
+  const OperatorInfo& info_;
+  Stack& stack_;
+  std::size_t base_;
+  c10::SmallVector<TensorSlot, 6> tensors_;
+  c10::SmallVector<at::Tensor, 1> outs_;
+  c10::SmallVector<std::pair<std::size_t, at::Tensor>, 1> passed_;
+  std::optional<OpCall> sizes_call_;
+  std::vector<c10::IValue> kept_arguments_;
+  const Mesh* mesh_ = nullptr;
+  MeshRuntime* runtime_ = nullptr;
+  bool staged_ = false;  ///< some tensor lies on pipeline stages
+};
+
+}  // namespace tessera::tensor

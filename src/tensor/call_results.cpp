@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// From local results to mesh tensors.
+#include <ATen/core/List.h>
+#include <c10/core/InferenceMode.h>
+
+#include "tensor/call.h"
+#include "tensor/decide.h"
+#include "tensor/redistribute.h"
+#include "tessera/base/error.h"
+
+namespace tessera::tensor {
+
+void Call::write_back_plain(at::Tensor plain, const at::Tensor& local, const Placements& target) const {
+  if (!plain.defined() || target.all_replicate()) return;
+  const Placements whole = Placements::replicated(mesh_->num_axes());
+  plain.copy_(redistribute_local(local, plain.sizes(), target, whole, *mesh_));
+}
+
+void Call::write_back(const Decision& decision) {
+  for (const auto& [index, local] : passed_) {
+    const TensorSlot& slot = tensors_[index];
+    const Placements& target = decision.inputs[index];
+    if (!is_mesh(slot.tensor)) {
+      write_back_plain(slot.tensor, local, target);
+      continue;
+    }
+    MeshStorage& storage = storage_of(slot.tensor);
+    if (storage.placements() == target) continue;
+    storage.local().copy_(
+        redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
+  }
+}
+
+void Call::wrap_outputs(Decision& decision) {
+  const std::size_t num_outputs = info_.returned_argument.size();
+  const std::size_t first = stack_.size() - num_outputs;
+  if (sizes_call_) {
+    fill_output_sizes(*sizes_call_, info_.rule, decision,
+                      c10::ArrayRef<c10::IValue>(stack_.data() + first, num_outputs));
+  }
+  std::size_t out = 0;
+  for (std::size_t i = 0; i < num_outputs; ++i) {
+    c10::IValue& value = stack_[first + i];
+    const int returned = info_.returned_argument[i];
+    if (returned >= 0 && info_.arguments[static_cast<std::size_t>(returned)].is_out) {
+      value = fill_out(outs_[out++], value.toTensor(), decision, i);
+    } else if (returned >= 0 && value.isTensor()) {
+      value = tensor_of_argument(returned);
+    } else if (value.isTensor() && value.toTensor().defined()) {
+      value = i == 0 && info_.rule != nullptr && info_.rule->follows_plan_output
+                  ? wrap_as_planned(value.toTensor(), decision)
+                  : wrap_one(value.toTensor(), decision, i);
+    } else if (value.isList()) {
+      wrap_list(value, decision, i);
+    }
+  }
+}
+
+at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const {
+  if (local.layout() != at::kStrided) [[unlikely]] {
+    throw ShapeError(fmt::format(
+        "{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it", info_.name,
+        c10::str(local.layout())));
+  }
+  at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
+  note_view(result, decision);
+  return result;
+}
+
+/// An activation goes to where the plan of its parameter wants it: sequence parallelism starts at an embedding.
+Placements Call::output_placements(const Decision& decision, std::size_t output) const {
+  Placements wanted = decision.outputs[output];
+  if (output != 0 || info_.rule == nullptr || !info_.rule->follows_plan_output) return wanted;
+  const auto* plan = is_mesh(tensors_[0].tensor) ? storage_of(tensors_[0].tensor).output_plan.get() : nullptr;
+  if (plan == nullptr) return wanted;
+  for (int axis = 0; axis < wanted.size(); ++axis) {
+    const bool planned = (plan->axes >> static_cast<unsigned>(axis) & 1U) != 0 && mesh_->axis_size(axis) > 1;
+    if (planned) wanted[axis] = plan->placements[axis];
+  }
+  return wanted;
+}
+
+at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decision) const {
+  const Placements wanted = output_placements(decision, 0);
+  if (wanted == decision.outputs[0]) return wrap_one(local, decision, 0);
+  const Sizes& sizes = decision.output_sizes[0];
+  for (const Placement& placement : wanted) {
+    if (placement.is_shard() && placement.dim >= static_cast<std::int64_t>(sizes.size())) [[unlikely]] {
+      throw ShapeError(fmt::format("{}: the plan wants its output as {}, but the output [{}] has {} dims; shard one of "
+                                   "them in the plan's `output`",
+                                   info_.name, to_string(placement), fmt::join(sizes, ", "), sizes.size()));
+    }
+  }
+  return wrap(redistribute_local(local, sizes, decision.outputs[0], wanted, *mesh_), wanted, *mesh_, sizes);
+}
+
+void Call::note_view(const at::Tensor& result, const Decision& decision) const {
+  if (!info_.is_view) return;
+  MeshStorage& storage = storage_of(result);
+  storage.is_view_of_copy = decision.gathers_view;
+  if (!is_mesh(tensors_[0].tensor)) return;
+  if (c10::InferenceMode::is_enabled()) [[unlikely]] keep_keys(result, tensors_[0].tensor);
+  const MeshStorage& base = storage_of(tensors_[0].tensor);
+  if (base.is_view_of_copy) storage.is_view_of_copy = true;
+  if (!decision.gathers_view) storage.gathered_at_use = base.gathered_at_use;
+  storage.stage.pinned = base.stage.pinned;
+}
+
+void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const {
+  if (value.toListRef().empty() || !value.toListRef()[0].isTensor()) return;
+  c10::List<at::Tensor> list;
+  for (const c10::IValue& item : value.toListRef()) {
+    const at::Tensor& local = item.toTensor();
+    if (!decision.elements.empty()) {
+      list.push_back(wrap_one(local, decision.elements[list.size()], output));
+      continue;
+    }
+    const Placements& placements = decision.outputs[output];
+    Sizes sizes(local.sizes().begin(), local.sizes().end());
+    for (const Placement& placement : placements) {
+      // Rules keep a list's sharded dim as long as the input's.
+      if (placement.is_shard()) {
+        sizes[static_cast<std::size_t>(placement.dim)] =
+            decision.output_sizes[output][static_cast<std::size_t>(placement.dim)];
+      }
+    }
+    at::Tensor result = wrap(local, placements, *mesh_, sizes);
+    note_view(result, decision);
+    list.push_back(std::move(result));
+  }
+  value = std::move(list);
+}
+
+at::Tensor Call::fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
+                                    std::size_t output) const {
+  const Sizes& sizes = decision.output_sizes[output];
+  if (!is_mesh(out)) {
+    const Placements whole = Placements::replicated(mesh_->num_axes());
+    at::Tensor plain = out;
+    plain.resize_(sizes).copy_(redistribute_local(local, sizes, decision.outputs[output], whole, *mesh_));
+    return out;
+  }
+  MeshStorage& storage = storage_of(out);
+  if (out.sizes() == at::IntArrayRef(sizes) && !storage.placements().any_partial()) {
+    storage.local().copy_(
+        redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
+    return out;
+  }
+  out.unsafeGetTensorImpl()->shallow_copy_from(wrap_one(local, decision, output).getIntrusivePtr());
+  return out;
+}
+
+at::Tensor Call::tensor_of_argument(int argument) const {
+  for (const TensorSlot& slot : tensors_) {
+    if (slot.argument == argument) return slot.tensor;
+  }
+  return {};
+}
+
+}  // namespace tessera::tensor

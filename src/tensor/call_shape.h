@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a call gave, without the data: what ranks of other stages must know of it.
+#pragma once
+
+#include <ATen/core/ivalue.h>
+
+#include <span>
+#include <vector>
+
+#include "tensor/layout.h"
+
+namespace tessera::tensor {
+
+/// One tensor.
+struct ResultShape {
+  bool defined = false;
+  at::ScalarType dtype = at::kFloat;
+  Sizes sizes;  ///< global, as strides and offset
+  Sizes strides;
+  std::int64_t offset = 0;
+};
+
+/// One return value: a tensor, a list of tensors, or a number.
+struct OutputShape {
+  bool is_list = false;
+  std::vector<ResultShape> tensors;
+  c10::IValue number;  ///< int, float, bool or complex; none if the output is of tensors
+};
+using CallShape = std::vector<OutputShape>;
+
+/// Throws ShapeError naming `operator_name` if an output is neither of tensors nor a number.
+[[nodiscard]] CallShape shape_of(c10::ArrayRef<c10::IValue> outputs, const std::string& operator_name);
+
+/// Words for a message, and back. Throws CommunicationError if the words are not those of `to_words`.
+[[nodiscard]] std::vector<std::int64_t> to_words(const CallShape& shape);
+[[nodiscard]] CallShape from_words(std::span<const std::int64_t> words);
+
+}  // namespace tessera::tensor

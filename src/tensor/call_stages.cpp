@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls whose tensors lie on pipeline stages: run here or elsewhere, with the same tensors to show for it.
+#include <ATen/core/List.h>
+#include <ATen/SequenceNumber.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include "tensor/call.h"
+
+namespace tessera::tensor {
+namespace {
+
+bool in_backward() { return torch::autograd::get_current_graph_task_id() != -1; }
+
+/// Where the operator ran whose gradient is being worked out; 0: there is none, or it is not known.
+StageSet forward_stages(const StageRuntime& stages) {
+  const auto node = torch::autograd::get_current_node();
+  return node == nullptr ? 0 : stages.context().forward.of(node->sequence_nr());
+}
+
+/// A tensor was written after copies of it were sent.
+bool has_stale_copies(const at::Tensor& tensor) {
+  const MeshStorage::OnStages& stage = storage_of(tensor).stage;
+  return stage.home != 0 && !tensor.is_inference() &&
+         tensor.unsafeGetTensorImpl()->version_counter().current_version() != stage.copied_version;
+}
+
+/// Stages whose data of a tensor are written.
+StageSet written_stages(const at::Tensor& tensor, const StageMap& map) {
+  if (!is_mesh(tensor)) return map.all();
+  const MeshStorage& storage = storage_of(tensor);
+  return storage.stage.home != 0 ? storage.stage.home : map.set_of(storage.placements());
+}
+
+bool is_staged(const at::Tensor& tensor, int axis) {
+  if (!is_mesh(tensor)) return false;
+  const MeshStorage& storage = storage_of(tensor);
+  return storage.stage.pinned != 0 || !storage.placements()[axis].is_replicate();
+}
+
+}  // namespace
+
+bool Call::has_staged_tensors() const {
+  const int axis = runtime_->stages.axis();
+  for (const TensorSlot& slot : tensors_) {
+    if (is_mesh(slot.tensor) && has_stale_copies(slot.tensor)) runtime_->stages.forget_copies(slot.tensor);
+  }
+  for (const TensorSlot& slot : tensors_) {
+    if (is_staged(slot.tensor, axis)) return true;
+  }
+  for (const at::Tensor& out : outs_) {
+    if (is_staged(out, axis)) return true;
+  }
+  return false;
+}
+
+/// What decides where a call runs, and strides: ranks without data must know those of the results.
+void Call::add_stages_to_key(CallKey& key) const {
+  const StageMap& map = runtime_->stages.map();
+  key.add(in_backward() ? 1 : 0);
+  key.add(static_cast<std::int64_t>(forward_stages(runtime_->stages)));
+  for (const TensorSlot& slot : tensors_) {
+    if (!slot.tensor.defined()) continue;
+    key.add(slot.tensor.strides());
+    if (!is_mesh(slot.tensor)) continue;
+    const MeshStorage::OnStages& stage = storage_of(slot.tensor).stage;
+    key.add(static_cast<std::int64_t>(stage.pinned));
+    key.add(static_cast<std::int64_t>(stage.home));
+  }
+  for (const at::Tensor& out : outs_) key.add(static_cast<std::int64_t>(written_stages(out, map)));
+}
+
+void Call::describe_stages(OpCall& call) const {
+  const StageMap& map = runtime_->stages.map();
+  call.stages = &map;
+  call.in_backward = in_backward();
+  call.forward_stages = forward_stages(runtime_->stages);
+  for (const TensorSlot& slot : tensors_) {
+    if (slot.written && slot.tensor.defined()) call.written |= written_stages(slot.tensor, map);
+  }
+  for (const at::Tensor& out : outs_) call.written |= written_stages(out, map);
+}
+
+void Call::bring_operands(StageSet stages) const {
+  for (const TensorSlot& slot : tensors_) {
+    if (is_mesh(slot.tensor)) runtime_->stages.bring(slot.tensor, stages);
+  }
+}
+
+/// What is on its way to another stage must arrive as it was when it was sent.
+void Call::finish_sends_of_written() const {
+  for (const TensorSlot& slot : tensors_) {
+    if (!slot.written || !is_mesh(slot.tensor)) continue;
+    const at::Tensor& local = storage_of(slot.tensor).local();
+    if (!local.is_meta()) runtime_->stages.finish_sends_of(local);
+  }
+}
+
+void Call::run_on_stages(Decision& decision) {
+  if (at::GradMode::is_enabled()) runtime_->stages.context().forward.note(at::sequence_number::peek(), decision.stages);
+  bring_operands(decision.stages);
+  if ((runtime_->stages.map().stages_here() & decision.stages) != 0) {
+    finish_sends_of_written();
+    run_here(decision);
+    agree_on_results(decision);
+  } else {
+    skip(decision);
+  }
+  runtime_->stages.progress();
+}
+
+/// The first rank that computes tells all others what came out; those that compute too take over its strides.
+void Call::agree_on_results(Decision& decision) {
+  StageRuntime& stages = runtime_->stages;
+  const std::size_t num_outputs = info_.returned_argument.size();
+  const c10::ArrayRef<c10::IValue> outputs(stack_.data() + (stack_.size() - num_outputs), num_outputs);
+  const bool first = stages.map().first_rank(decision.stages) == mesh_->coordinate(stages.axis());
+  if (info_.gives_values || info_.sizes_depend_on_values) {
+    if (first) {
+      stages.tell_values(shape_of(outputs, info_.name), *mesh_);
+    } else {
+      take_strides(stages.learn_values(decision.stages, *mesh_));
+    }
+    return;
+  }
+  if (decision.shape == nullptr) decision.shape = stages.known_shape(decision.key);
+  if (decision.shape == nullptr && first) {
+    decision.shape = std::make_shared<const CallShape>(shape_of(outputs, info_.name));
+    stages.tell_shape(decision.key, decision.shape, *mesh_);
+  }
+  if (decision.shape == nullptr) decision.shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
+  if (!first) take_strides(*decision.shape);
+}
+
+void Call::take_strides(const CallShape& shape) {
+  const std::size_t first = stack_.size() - shape.size();
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    const c10::IValue& value = stack_[first + i];
+    if (!value.isTensor() || info_.returned_argument[i] >= 0 || !value.toTensor().defined()) continue;
+    const ResultShape& result = shape[i].tensors[0];
+    value.toTensor().unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes, result.strides, result.offset);
+  }
+}
+
+/// The call runs on other ranks.
+void Call::skip(const Decision& decision) {
+  StageRuntime& stages = runtime_->stages;
+  if (info_.random) ++runtime_->random.num_draws;
+  if (info_.gives_values || info_.sizes_depend_on_values) {
+    push_absent(stages.learn_values(decision.stages, *mesh_), decision);
+    return;
+  }
+  std::shared_ptr<const CallShape> shape = stages.known_shape(decision.key);
+  if (shape == nullptr) shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
+  push_absent(*shape, decision);
+}
+
+void Call::push_absent(const CallShape& shape, const Decision& decision) {
+  std::vector<c10::IValue> results;
+  std::size_t out = 0;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    const int returned = info_.returned_argument[i];
+    if (returned >= 0 && info_.arguments[static_cast<std::size_t>(returned)].is_out) {
+      results.emplace_back(outs_[out++]);
+    } else if (returned >= 0 && !shape[i].is_list) {
+      results.emplace_back(tensor_of_argument(returned));
+    } else {
+      results.push_back(absent_output(shape[i], decision, i));
+    }
+  }
+  stack_.erase(stack_.begin() + static_cast<std::ptrdiff_t>(base_), stack_.end());
+  for (c10::IValue& result : results) stack_.push_back(std::move(result));
+}
+
+c10::IValue Call::absent_output(const OutputShape& shape, const Decision& decision, std::size_t output) const {
+  if (!shape.number.isNone()) return shape.number;
+  c10::List<at::Tensor> list;
+  for (const ResultShape& tensor : shape.tensors) {
+    if (!tensor.defined) {
+      list.push_back(at::Tensor());
+      continue;
+    }
+    list.push_back(wrap_absent(tensor.sizes, tensor.strides, tensor.offset, tensor.dtype,
+                               output_placements(decision, output), *mesh_));
+    note_view(list.get(list.size() - 1), decision);
+  }
+  return shape.is_list ? c10::IValue(std::move(list)) : c10::IValue(list.get(0));
+}
+
+/// Elements of lists may lie on different stages (a fused optimizer's parameters): each is a call of its own.
+void Call::run_each_element() {
+  const std::vector<c10::IValue> arguments(stack_.begin() + static_cast<std::ptrdiff_t>(base_), stack_.end());
+  stack_.erase(stack_.begin() + static_cast<std::ptrdiff_t>(base_), stack_.end());
+  const auto is_list = [&](std::size_t i) {
+    return info_.arguments[i].kind == ArgumentKind::kTensorList && arguments[i].isList();
+  };
+  std::size_t count = 0;
+  for (std::size_t i = 0; i < arguments.size() && count == 0; ++i) {
+    if (is_list(i)) count = arguments[i].toListRef().size();
+  }
+  const std::size_t num_outputs = info_.returned_argument.size();
+  std::vector<c10::List<at::Tensor>> results(num_outputs);
+  for (std::size_t k = 0; k < count; ++k) {
+    Stack stack;
+    for (std::size_t i = 0; i < arguments.size(); ++i) {
+      if (!is_list(i) || arguments[i].toListRef().empty()) {
+        stack.push_back(arguments[i]);
+        continue;
+      }
+      c10::impl::GenericList element(arguments[i].toList().elementType());
+      element.push_back(arguments[i].toListRef()[k]);
+      stack.emplace_back(std::move(element));
+    }
+    Call one(op_, info_, stack);
+    one.prepare();
+    one.run_as_decided();
+    for (std::size_t i = 0; i < num_outputs; ++i) results[i].push_back(stack[i].toListRef()[0].toTensor());
+  }
+  for (c10::List<at::Tensor>& result : results) stack_.emplace_back(std::move(result));
+}
+
+}  // namespace tessera::tensor

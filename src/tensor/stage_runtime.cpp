@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+// Moving tensors, shapes and numbers between pipeline stages.
+#include "tensor/stage_runtime.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "tensor/mesh_storage.h"
+#include "tessera/base/error.h"
+
+namespace tessera::tensor {
+namespace {
+
+/// Shapes and numbers travel under one tag and in order; what they are about stands in them.
+constexpr int kMessageTag = 1 << 30;
+/// Words of a message's first part: most shapes fit.
+constexpr std::int64_t kFirstWords = 48;
+
+/// Tensors of one micro-batch are told apart by their count, micro-batches by their number.
+int tag_of(const MicrobatchContext& context, std::uint32_t event) {
+  return (context.index & 0x3fff) << 16 | static_cast<int>(event & 0xffff);
+}
+
+/// Dims from the outermost in memory to the innermost.
+std::vector<std::int64_t> memory_order(at::IntArrayRef strides) {
+  std::vector<std::int64_t> order(strides.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return strides[static_cast<std::size_t>(a)] > strides[static_cast<std::size_t>(b)];
+  });
+  return order;
+}
+
+/// Memory for a shard whose dims lie in the order of the global strides, so that kernels see what they see elsewhere.
+at::Tensor memory_for(at::IntArrayRef local_sizes, const std::vector<std::int64_t>& order, at::TensorOptions options) {
+  std::vector<std::int64_t> sizes;
+  for (const std::int64_t dim : order) sizes.push_back(local_sizes[static_cast<std::size_t>(dim)]);
+  return at::empty(sizes, options);
+}
+
+std::vector<std::int64_t> inverse(const std::vector<std::int64_t>& order) {
+  std::vector<std::int64_t> result(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i) result[static_cast<std::size_t>(order[i])] = static_cast<std::int64_t>(i);
+  return result;
+}
+
+at::Tensor of_words(std::int64_t count) { return at::empty({count}, at::TensorOptions(at::kLong)); }
+
+}  // namespace
+
+void StageRuntime::set_map(const Mesh& mesh, const std::vector<int>& rank_of_stage) {
+  if (map_.axis() >= 0 && rank_of_stage == map_.rank_of_stage()) return;
+  const bool fresh = map_.rank_of_stage() == StageMap(mesh).rank_of_stage() && shapes_.empty();
+  check<ConfigError>(fresh, "stages: mesh {} already computes {} stages in another arrangement; make a mesh for each "
+                            "arrangement", mesh.to_string(), map_.rank_of_stage().size());
+  map_ = StageMap(mesh, rank_of_stage);
+}
+
+void StageRuntime::send(const at::Tensor& memory, int to, int tag, const Mesh& mesh) {
+  progress();
+  outgoing_.push_back({memory, mesh.along(map_.axis()).post_send(memory, to, tag)});
+}
+
+at::Tensor StageRuntime::moved(const at::Tensor& local, at::IntArrayRef local_sizes, at::IntArrayRef strides,
+                               StageSet from, StageSet to, const Mesh& mesh) {
+  at::Tensor result = local;
+  const int me = mesh.coordinate(map_.axis());
+  for (int rank = 0; rank < map_.ranks(); ++rank) {
+    if ((map_.stages_of(rank) & to) == 0 || (map_.stages_of(rank) & from) != 0) continue;
+    const int source = map_.source_for(rank, from);
+    const int tag = tag_of(*context_, next_event());
+    if (me != source && me != rank) continue;
+    const auto order = memory_order(strides);
+    if (me == source) {
+      const at::Tensor memory = local.permute(order).contiguous();
+      send(memory, rank, tag, mesh);
+      ++traffic_.sent;
+      traffic_.sent_bytes += static_cast<std::int64_t>(memory.nbytes());
+    } else {
+      at::Tensor memory = memory_for(local_sizes, order, local.options().device(mesh.device()));
+      mesh.along(map_.axis()).receive(memory, source, tag);
+      result = memory.permute(inverse(order));
+    }
+  }
+  return result;
+}
+
+void StageRuntime::bring(const at::Tensor& tensor, StageSet stages) {
+  MeshStorage& storage = storage_of(tensor);
+  Placements placements = storage.placements();
+  const StageSet now = map_.set_of(placements);
+  if ((stages & ~now) == 0) return;
+  const Mesh& mesh = storage.mesh();
+  const Sizes sizes = local_sizes(tensor.sizes(), placements, mesh);
+  at::Tensor local = moved(storage.local(), sizes, tensor.strides(), now, stages, mesh);
+  if (storage.stage.home == 0) storage.stage.home = now;
+  // Inference tensors cannot be written and have no version.
+  storage.stage.copied_version = tensor.is_inference() ? 0 : tensor.unsafeGetTensorImpl()->version_counter().current_version();
+  placements[map_.axis()] = map_.placement_of(now | stages);
+  storage.replace(std::move(local), placements);
+}
+
+void StageRuntime::forget_copies(const at::Tensor& tensor) const {
+  MeshStorage& storage = storage_of(tensor);
+  if (storage.stage.home == 0) return;
+  Placements placements = storage.placements();
+  placements[map_.axis()] = map_.placement_of(storage.stage.home);
+  const at::Tensor local = storage.local();
+  const bool keeps_data = (storage.stage.home & map_.stages_here()) != 0;
+  storage.replace(keeps_data ? local : at::empty_like(local, at::TensorOptions(at::kMeta)), placements);
+  storage.stage.home = 0;
+}
+
+std::shared_ptr<const CallShape> StageRuntime::known_shape(std::uint64_t key) const {
+  const auto found = shapes_.find(key);
+  return found == shapes_.end() ? nullptr : found->second;
+}
+
+void StageRuntime::tell_shape(std::uint64_t key, std::shared_ptr<const CallShape> shape, const Mesh& mesh) {
+  tell(key, *shape, mesh);
+  traffic_.shapes_sent += map_.ranks() - 1;
+  shapes_.emplace(key, std::move(shape));
+}
+
+std::shared_ptr<const CallShape> StageRuntime::learn_shape(std::uint64_t key, StageSet stages, const Mesh& mesh) {
+  auto shape = std::make_shared<const CallShape>(learn(key, map_.first_rank(stages), mesh));
+  shapes_.emplace(key, shape);
+  return shape;
+}
+
+void StageRuntime::tell_values(const CallShape& shape, const Mesh& mesh) {
+  tell(static_cast<std::uint64_t>(tag_of(*context_, next_event())), shape, mesh);
+  traffic_.scalars_sent += map_.ranks() - 1;
+}
+
+CallShape StageRuntime::learn_values(StageSet stages, const Mesh& mesh) {
+  return learn(static_cast<std::uint64_t>(tag_of(*context_, next_event())), map_.first_rank(stages), mesh);
+}
+
+/// Everybody learns from the first rank that computes, those who compute too: shapes must agree to the last stride.
+void StageRuntime::tell(std::uint64_t id, const CallShape& shape, const Mesh& mesh) {
+  Message words{static_cast<std::int64_t>(id), 0};
+  const Message body = to_words(shape);
+  words[1] = static_cast<std::int64_t>(body.size());
+  words.insert(words.end(), body.begin(), body.end());
+  words.resize(std::max(words.size(), static_cast<std::size_t>(kFirstWords)), 0);
+  const at::Tensor all = of_words(static_cast<std::int64_t>(words.size()));
+  std::copy(words.begin(), words.end(), all.data_ptr<std::int64_t>());
+  const int me = mesh.coordinate(map_.axis());
+  for (int rank = 0; rank < map_.ranks(); ++rank) {
+    if (rank == me) continue;
+    send(all.narrow(0, 0, kFirstWords), rank, kMessageTag, mesh);
+    if (all.size(0) > kFirstWords) {
+      send(all.narrow(0, kFirstWords, all.size(0) - kFirstWords), rank, kMessageTag, mesh);
+    }
+  }
+}
+
+StageRuntime::Message StageRuntime::receive_message(int from, const Mesh& mesh) const {
+  const comm::Communicator& stages = mesh.along(map_.axis());
+  at::Tensor first = of_words(kFirstWords);
+  stages.receive(first, from, kMessageTag);
+  const auto* words = first.data_ptr<std::int64_t>();
+  Message message(words, words + kFirstWords);
+  const std::int64_t total = message[1] + 2;
+  if (total > kFirstWords) {
+    at::Tensor rest = of_words(total - kFirstWords);
+    stages.receive(rest, from, kMessageTag);
+    message.insert(message.end(), rest.data_ptr<std::int64_t>(), rest.data_ptr<std::int64_t>() + rest.size(0));
+  }
+  return message;
+}
+
+CallShape StageRuntime::learn(std::uint64_t id, int from, const Mesh& mesh) {
+  const auto wanted = std::make_pair(from, id);
+  while (mailbox_[wanted].empty()) {
+    Message message = receive_message(from, mesh);
+    mailbox_[{from, static_cast<std::uint64_t>(message[0])}].push_back(std::move(message));
+  }
+  const auto found = mailbox_.find(wanted);
+  const Message message = std::move(found->second.front());
+  found->second.pop_front();
+  if (found->second.empty()) mailbox_.erase(found);
+  return from_words(std::span(message).subspan(2));
+}
+
+void StageRuntime::finish_sends_of(const at::Tensor& memory) {
+  for (Outgoing& outgoing : outgoing_) {
+    if (outgoing.memory.storage().is_alias_of(memory.storage())) outgoing.pending.wait();
+  }
+}
+
+void StageRuntime::progress() {
+  std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.pending.finished(); });
+}
+
+void StageRuntime::finish_sends() {
+  for (Outgoing& outgoing : outgoing_) outgoing.pending.wait();
+  outgoing_.clear();
+}
+
+}  // namespace tessera::tensor

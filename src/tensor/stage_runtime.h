@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// What moves between pipeline stages: tensors, shapes and numbers.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "tensor/call_shape.h"
+#include "tensor/forward_stages.h"
+#include "tensor/stage_map.h"
+#include "tessera/comm/communicator.h"
+#include "tessera/tensor/stages.h"
+
+namespace tessera::tensor {
+
+/// Where one micro-batch stands. All ranks count the same events of a micro-batch in the same order, though they may
+/// take micro-batches in different orders: that names messages.
+struct MicrobatchContext {
+  int index = 0;
+  std::uint32_t num_events = 0;
+  ForwardStages forward;
+};
+
+/// One rank's part in moving things between the stages of one mesh. Without stages it does nothing.
+class StageRuntime {
+ public:
+  explicit StageRuntime(const Mesh& mesh) : map_(mesh) {}
+
+  /// Index of axis pp; -1 if there are no stages.
+  [[nodiscard]] int axis() const noexcept { return map_.axis(); }
+  [[nodiscard]] const StageMap& map() const noexcept { return map_; }
+  void set_map(const Mesh& mesh, const std::vector<int>& rank_of_stage);
+  [[nodiscard]] const StageTraffic& traffic() const noexcept { return traffic_; }
+
+  /// The micro-batch that this rank works at; returns the one before.
+  MicrobatchContext* enter(MicrobatchContext* context) noexcept { return std::exchange(context_, context); }
+
+  [[nodiscard]] MicrobatchContext& context() const noexcept { return *context_; }
+
+  /// Makes a tensor lie on `stages` besides where it lies. Its storage remembers, until the tensor is written.
+  void bring(const at::Tensor& tensor, StageSet stages);
+  /// Undoes bring: the tensor lies where it lay.
+  void forget_copies(const at::Tensor& tensor) const;
+  /// `local`, a shard of `local_sizes` that lies on stages `from`, on stages `to` as well; where it does not come to, as it
+  /// was. `like`: a tensor whose strides tell the layout.
+  [[nodiscard]] at::Tensor moved(const at::Tensor& local, at::IntArrayRef local_sizes, at::IntArrayRef strides,
+                                 StageSet from, StageSet to, const Mesh& mesh);
+
+  /// The shape that is known for calls of this key; null: new.
+  [[nodiscard]] std::shared_ptr<const CallShape> known_shape(std::uint64_t key) const;
+  /// Tells everybody along axis pp what `shape` is, and remembers it. Called by the first rank that computes.
+  void tell_shape(std::uint64_t key, std::shared_ptr<const CallShape> shape, const Mesh& mesh);
+  /// The other side of tell_shape, of a call that was computed on `stages`.
+  [[nodiscard]] std::shared_ptr<const CallShape> learn_shape(std::uint64_t key, StageSet stages, const Mesh& mesh);
+  /// The same for what differs from call to call.
+  void tell_values(const CallShape& shape, const Mesh& mesh);
+  [[nodiscard]] CallShape learn_values(StageSet stages, const Mesh& mesh);
+
+  /// Waits until nobody reads `memory` any more: it is about to be written.
+  void finish_sends_of(const at::Tensor& memory);
+  /// Moves what is on its way, without waiting.
+  void progress();
+  /// Waits until everything that was sent has arrived.
+  void finish_sends();
+
+ private:
+  using Message = std::vector<std::int64_t>;
+  struct Outgoing {
+    at::Tensor memory;
+    comm::Pending pending;
+  };
+
+  [[nodiscard]] std::uint32_t next_event() noexcept { return context_->num_events++; }
+  void send(const at::Tensor& memory, int to, int tag, const Mesh& mesh);
+  void tell(std::uint64_t id, const CallShape& shape, const Mesh& mesh);
+  [[nodiscard]] CallShape learn(std::uint64_t id, int from, const Mesh& mesh);
+  [[nodiscard]] Message receive_message(int from, const Mesh& mesh) const;
+
+  StageMap map_;
+  StageTraffic traffic_;
+  MicrobatchContext outside_;
+  MicrobatchContext* context_ = &outside_;
+  std::deque<Outgoing> outgoing_;
+  std::unordered_map<std::uint64_t, std::shared_ptr<const CallShape>> shapes_;
+  /// Messages that came before anybody asked for them, by sender and id.
+  std::map<std::pair<int, std::uint64_t>, std::deque<Message>> mailbox_;
+};
+
+}  // namespace tessera::tensor
