@@ -30,6 +30,9 @@ constexpr KindRule kKindRules[] = {
     {kInputSeen, kWholeSeen},                   // W
 };
 
+/// Beyond that, counting comes before the bookkeeping, whose memory is that of the units and not that of the actions.
+constexpr std::int64_t kManyUnits = std::int64_t{1} << 20;
+
 constexpr ActionKind kKinds[] = {ActionKind::kForward, ActionKind::kBackward, ActionKind::kBackwardInput,
                                  ActionKind::kBackwardWeight};
 
@@ -80,6 +83,13 @@ class Validator {
     if (schedule_.rank_of_stage.size() != static_cast<std::size_t>(schedule_.num_stages())) {
       refuse_shape(fmt::format("rank_of_stage has {} entries for {} stages", schedule_.rank_of_stage.size(),
                                schedule_.num_stages()));
+    }
+    const std::int64_t units = std::int64_t{schedule_.num_stages()} * schedule_.num_microbatches;
+    std::int64_t num_actions = 0;
+    for (const std::vector<Action>& actions : schedule_.actions) num_actions += static_cast<std::int64_t>(actions.size());
+    if (units > kManyUnits && units > num_actions) {
+      refuse_shape(fmt::format("{} stages x {} micro-batches need twice as many actions, but there are {}",
+                               schedule_.num_stages(), schedule_.num_microbatches, num_actions));
     }
     for (int rank = 0; rank < schedule_.num_ranks; ++rank) {
       const auto stages = std::count(schedule_.rank_of_stage.begin(), schedule_.rank_of_stage.end(), rank);

@@ -42,9 +42,9 @@ struct Schedule {
 };
 
 struct ScheduleOptions {
-  int ranks = 1;
-  int chunks = 0;        ///< stages per rank; 0: the schedule's own number, 1 where it has none
-  int microbatches = 1;  ///< per step
+  int ranks = 1;         ///< for file:PATH also 0: what the file has
+  int chunks = 0;        ///< stages per rank; 0: the schedule's own number
+  int microbatches = 1;  ///< per step; for file:PATH also 0: what the file has
 };
 
 /// What a schedule asks of its options, and what it is.
@@ -58,16 +58,21 @@ struct ScheduleInfo {
   bool splits_backward = false;
 };
 
-/// Every schedule that make_schedule() makes by name.
+/// Every schedule that make_schedule() makes by name. A new one is a function and a row in src/pipeline/generators.cpp.
 ///
 /// Sources   gpipe        Huang et al. 2018, arXiv:1811.06965
-///           1f1b         Narayanan et al. 2019 (PipeDream); with a flush: arXiv:2006.09503
+///           1f1b         Narayanan et al. 2020, arXiv:2006.09503 (PipeDream-Flush)
+///           interleaved  Narayanan et al. 2021, arXiv:2104.04473; groups of micro-batches as in Megatron-LM. Where ranks
+///                        do not divide micro-batches, groups are a little larger instead, so every number is allowed
+///           zb-h1, zb-h2 Qi et al. 2023, arXiv:2401.10241, with one order by hand instead of their search
+///           zbv          Qi et al. 2024, arXiv:2405.15362; phases as in PyTorch's ScheduleZBVZeroBubble
+///           dualpipev    DeepSeek-V3, arXiv:2412.19437; phases as in github.com/deepseek-ai/DualPipe, dualpipev.py
 [[nodiscard]] const std::vector<ScheduleInfo>& schedules();
 
 /// Their names, in the same order.
 [[nodiscard]] std::vector<std::string> schedule_names();
 
-/// Generates the schedule `name`. What it returns passes validate().
+/// The schedule of that name, or the one in the text file PATH for "file:PATH". What it returns passes validate().
 /// Throws ConfigError naming the name, chunks or micro-batches, what is allowed and the nearest name.
 [[nodiscard]] Schedule make_schedule(std::string_view name, const ScheduleOptions& options);
 
@@ -87,10 +92,25 @@ void validate(const Schedule& schedule, const ValidateOptions& options = {});
 /// forward until its backward is complete: B, or W of a split backward, since weight gradients need the inputs that the
 /// forward saved. An executor that frees part of them at I holds less.
 ///
-/// Closed forms, rank r of p, m micro-batches
+/// Closed forms, rank r of p, m micro-batches, v chunks per rank
 ///           gpipe        m
 ///           1f1b         min(m, p - r)
+///           interleaved  v > 1, p divides m: min(mv, (v-1)p + 2(p-1-r) + 1) chunks
+///           zb-h1        min(m, p)
+///           zb-h2        min(m, 2p - 1)
+///           zbv          m >= 2p - 1: 2p chunks
+///           dualpipev    2p + 1 chunks
 [[nodiscard]] std::vector<int> peak_activations(const Schedule& schedule);
+
+/// The text form: one line per rank, actions separated by commas, "0F0,0F1,0B0". Ranks, chunks and stages are read off
+/// it: a stage is on the rank in whose row it appears. It is the subset of the schedule files of PyTorch
+/// (torch/distributed/pipelining/schedules.py) without transfers, which happen by themselves.
+[[nodiscard]] std::string format_schedule(const Schedule& schedule);
+
+/// Inverse of format_schedule. '#' starts a comment; blanks, empty cells and empty lines do not matter. The schedule may
+/// still be wrong as a whole: validate() it.
+/// Throws ConfigError naming `name`, the line, the word and what is allowed.
+[[nodiscard]] Schedule parse_schedule(std::string_view text, std::string_view name);
 
 /// "2F0": stage, kind (F, B, I, W), micro-batch.
 [[nodiscard]] std::string to_string(const Action& action);
