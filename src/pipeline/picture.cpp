@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A timeline as text.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cctype>
@@ -173,14 +174,14 @@ class Painter {
                                                              {ActionKind::kBackward, "B backward"},
                                                              {ActionKind::kBackwardInput, "I input gradient"},
                                                              {ActionKind::kBackwardWeight, "W weight gradient"}};
-    std::string text;
+    std::vector<std::string_view> kinds;
     for (const auto& [kind, name] : kNames) {
-      if (has(kind)) text += fmt::format("{}, ", name);
+      if (has(kind)) kinds.emplace_back(name);
     }
-    if (schedule_.num_chunks == 2) text += "lower case on the second chunk, ";
-    text += schedule_.num_chunks > 2 ? "micro-batch and chunk below" : "micro-batch below";
-    const double column = scale_.column / scale_.stretch;
-    return text + fmt::format("; one column = {:.4g}{}\n", column, scale_.rounded ? ", rounded" : "");
+    const char* chunks = schedule_.num_chunks == 2 ? "second chunk in lower case; " : "";
+    return fmt::format("{}\n{}{} below; one column = {:.4g}{}\n", fmt::join(kinds, ", "), chunks,
+                       schedule_.num_chunks > 2 ? "micro-batch and chunk" : "micro-batch", scale_.column / scale_.stretch,
+                       scale_.rounded ? ", rounded" : "");
   }
 
   [[nodiscard]] bool has(ActionKind kind) const {

@@ -103,7 +103,7 @@ class Parser {
 }  // namespace
 
 std::string format_schedule(const Schedule& schedule) {
-  std::string text = fmt::format("# {}: {} ranks, {} chunks per rank, {} micro-batches\n", schedule.name,
+  std::string text = fmt::format("# {}: ranks {}, chunks per rank {}, micro-batches {}\n", schedule.name,
                                  schedule.num_ranks, schedule.num_chunks, schedule.num_microbatches);
   for (const std::vector<Action>& row : schedule.actions) {
     for (std::size_t i = 0; i < row.size(); ++i) text += (i == 0 ? "" : ",") + to_string(row[i]);

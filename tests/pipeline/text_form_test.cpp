@@ -29,14 +29,14 @@ TEST(TextForm, FormatAndParseAreInverse) {
 }
 TEST(TextForm, IsOneRowPerRankUnderAComment) {
   EXPECT_EQ(format_schedule(make_schedule("1f1b", {.ranks = 2, .microbatches = 2})),
-            "# 1f1b: 2 ranks, 1 chunks per rank, 2 micro-batches\n"
+            "# 1f1b: ranks 2, chunks per rank 1, micro-batches 2\n"
             "0F0,0F1,0B0,0B1\n"
             "1F0,1B0,1F1,1B1\n");
 }
 TEST(TextForm, ToleratesBlanksEmptyCellsCommentsAndOtherLineEnds) {
   const Schedule schedule = parse_schedule("\n# mine\r\n 0F0, ,,0I0 0W0,\r\n\n,1F0,1I0 , 1W0 # last", "own");
   EXPECT_EQ(schedule.num_ranks, 2);
-  EXPECT_EQ(format_schedule(schedule), "# own: 2 ranks, 1 chunks per rank, 1 micro-batches\n0F0,0I0,0W0\n1F0,1I0,1W0\n");
+  EXPECT_EQ(format_schedule(schedule), "# own: ranks 2, chunks per rank 1, micro-batches 1\n0F0,0I0,0W0\n1F0,1I0,1W0\n");
   EXPECT_TRUE(schedule.splits_backward);
   EXPECT_NO_THROW(validate(schedule));
 }

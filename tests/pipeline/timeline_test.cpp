@@ -234,20 +234,23 @@ TEST(Picture, ShowsWhoDoesWhatWhen) {
             "        01  0 21  2\n"
             "rank 1  .FB-FB-FB-..\n"
             "         00 11 22\n"
-            "F forward, B backward, micro-batch below; one column = 1\n");
+            "F forward, B backward\n"
+            "micro-batch below; one column = 1\n");
 }
 TEST(Picture, TellsTwoChunksByCaseAndMoreByNumber) {
   EXPECT_EQ(draw("interleaved", 1, 2, {}, {}, 2),
             "rank 0  Ffb-FB-fb-B-\n"
             "        000 10 11 1\n"
-            "F forward, B backward, lower case on the second chunk, micro-batch below; one column = 0.5\n");
+            "F forward, B backward\n"
+            "second chunk in lower case; micro-batch below; one column = 0.5\n");
   EXPECT_THAT(draw("interleaved", 1, 1, {}, {}, 3), HasSubstr("rank 0  FFFB-B-B-\n        0000 0 0\n        0122 1 0\n"));
 }
 TEST(Picture, FindsAColumnOfWhichEverythingIsAMultiple) {
   EXPECT_EQ(draw("gpipe", 1, 1, {1, 0.5, 1}),
             "rank 0  F-B--\n"
             "        0 0\n"
-            "F forward, B backward, micro-batch below; one column = 0.5\n");
+            "F forward, B backward\n"
+            "micro-batch below; one column = 0.5\n");
 }
 TEST(Picture, RoundsWhereExactColumnsWouldBeTooMany) {
   EXPECT_THAT(draw("gpipe", 1, 1, {1, 0.5, 0.51}, {.width = 20}), HasSubstr("one column = 1, rounded"));

@@ -59,7 +59,7 @@ struct PictureOptions {
 };
 
 /// Time from left to right, two lines per rank: what it does, and the micro-batch. A letter starts an action and '-'
-/// goes on with it; two chunks differ by case, more have their numbers in a third line; '.' is idle. A line below tells
+/// goes on with it; two chunks differ by case, more have their numbers in a third line; '.' is idle. Lines below tell
 /// what the letters are and how long a column is: the longest time of which everything is a multiple, or the shortest
 /// action and rounded if that takes too many columns.
 [[nodiscard]] std::string picture(const Schedule& schedule, const Timeline& timeline, const PictureOptions& options = {});
