@@ -66,22 +66,26 @@ int pipeline_ranks(const std::string& mesh) {
       continue;
     }
     const std::optional<int> size = parse_number<int>(part.substr(kAxis.size()));
-    check<ConfigError>(size && *size >= 1 && !ranks, "--mesh \"{}\": \"{}\"; allowed: pp=N once, with N of 1 or more", mesh, part);
+    check<ConfigError>(size && *size >= 1 && !ranks, "--mesh \"{}\": \"{}\"; allowed: pp=N once, with N of 1 or more",
+                       mesh, part);
     ranks = size;
   }
   (void)parse_axes(others);
-  check<ConfigError>(ranks.has_value(), "--mesh \"{}\" has no axis pp; add the number of stages in a row, for instance pp=4", mesh);
+  check<ConfigError>(ranks.has_value(),
+                     "--mesh \"{}\" has no axis pp; add the number of stages in a row, for instance pp=4", mesh);
   return *ranks;
 }
 
 Share parse_costs(const std::string& text) {
   std::vector<double> costs;
   for (const std::string_view part : split(text)) costs.push_back(parse_number<double>(part).value_or(-1));
-  const bool fine = costs.size() == 3 && std::all_of(costs.begin(), costs.end(), [](double c) { return c >= 0 && c < 1e12; });
-  check<ConfigError>(fine,
-                     "--costs \"{}\"; allowed: three numbers, 0 or more, for forward, input gradient and weight gradient, for "
-                     "instance 1,1,1",
-                     text);
+  const bool fine =
+      costs.size() == 3 && std::all_of(costs.begin(), costs.end(), [](double c) { return c >= 0 && c < 1e12; });
+  check<ConfigError>(
+      fine,
+      "--costs \"{}\"; allowed: three numbers, 0 or more, for forward, input gradient and weight gradient, for "
+      "instance 1,1,1",
+      text);
   return {costs[0], costs[1], costs[2]};
 }
 
@@ -134,16 +138,29 @@ std::string percent(double share) { return fmt::format("{:.1f} %", 100 * std::ma
 /// Small remainders of sums are noise.
 std::string time_text(double time) { return fmt::format("{:.6g}", time < 1e-9 ? 0 : time); }
 
-std::string counted(int count, const char* one, const char* many) { return fmt::format("{} {}", count, count == 1 ? one : many); }
+std::string counted(int count, const char* one, const char* many) {
+  return fmt::format("{} {}", count, count == 1 ? one : many);
+}
+
+/// ": what it is" for a schedule with a name.
+std::string summary_of(const std::string& name) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    if (info.name == name) return ": " + info.summary;
+  }
+  return {};
+}
 
 void show_one(const SimulateFlags& flags, const Result& result) {
   const pipeline::Schedule& schedule = result.schedule;
-  std::cout << fmt::format("{}: {}, {} each, {}\n\n", schedule.name, counted(schedule.num_ranks, "rank", "ranks"),
+  std::cout << fmt::format("{}{}\n{}, {} each, {}\n\n", schedule.name, summary_of(schedule.name),
+                           counted(schedule.num_ranks, "rank", "ranks"),
                            counted(schedule.num_chunks, "chunk", "chunks"),
                            counted(schedule.num_microbatches, "micro-batch", "micro-batches"))
-            << pipeline::picture(schedule, result.timeline, {.width = flags.width, .colour = isatty(STDOUT_FILENO) == 1})
-            << fmt::format("\nmakespan {}, bubble {}\n\n{:<6}{:>10}{:>10}{:>14}{:>8}\n", time_text(result.timeline.makespan),
-                           percent(result.timeline.mean_bubble()), "rank", "busy", "bubble", "idle inside", "held");
+            << pipeline::picture(schedule, result.timeline,
+                                 {.width = flags.width, .colour = isatty(STDOUT_FILENO) == 1})
+            << fmt::format("\nmakespan {}, bubble {}\n\n{:<6}{:>10}{:>10}{:>14}{:>8}\n",
+                           time_text(result.timeline.makespan), percent(result.timeline.mean_bubble()), "rank", "busy",
+                           "bubble", "idle inside", "held");
   for (std::size_t rank = 0; rank < result.peaks.size(); ++rank) {
     std::cout << fmt::format("{:<6}{:>10}{:>10}{:>14}{:>8.4g}\n", rank, time_text(result.timeline.busy[rank]),
                              percent(result.timeline.bubble[rank]), time_text(result.timeline.idle_inside[rank]),
@@ -171,12 +188,13 @@ void compare_all(const SimulateFlags& flags, train::JsonLines& json) {
   const int microbatches = flags.microbatches == 0 ? 2 * ranks : flags.microbatches;
   const bool shows = flags.json != "-";
   if (shows) {
-    std::cout << fmt::format("{:<12}{:>7}{:>10}{:>10}{:>14}{:>8}\n", "schedule", "chunks", "makespan", "bubble", "idle inside",
-                             "held");
+    std::cout << fmt::format("{:<12}{:>7}{:>10}{:>10}{:>14}{:>8}\n", "schedule", "chunks", "makespan", "bubble",
+                             "idle inside", "held");
   }
   for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
     if (microbatches > 0 && microbatches < info.min_microbatches_per_rank * ranks) {
-      if (shows) std::cout << fmt::format("{:<12}needs {} micro-batches\n", info.name, info.min_microbatches_per_rank * ranks);
+      if (shows)
+        std::cout << fmt::format("{:<12}needs {} micro-batches\n", info.name, info.min_microbatches_per_rank * ranks);
       continue;
     }
     const Result result = simulate_one(flags, info.name, chunks_for(info, flags.chunks));
@@ -188,7 +206,8 @@ void compare_all(const SimulateFlags& flags, train::JsonLines& json) {
 int simulate(const SimulateFlags& flags) {
   check<ConfigError>(flags.width >= 20, "--width {} is out of range; allowed: 20 or more", flags.width);
   check<ConfigError>(flags.chunks >= 0, "--chunks {} is out of range; allowed: 1 or more", flags.chunks);
-  check<ConfigError>(flags.microbatches >= 0, "--microbatches {} is out of range; allowed: 1 or more", flags.microbatches);
+  check<ConfigError>(flags.microbatches >= 0, "--microbatches {} is out of range; allowed: 1 or more",
+                     flags.microbatches);
   train::JsonLines json(flags.json);
   if (flags.schedule == "all") {
     compare_all(flags, json);
@@ -208,27 +227,33 @@ int simulate(const SimulateFlags& flags) {
 
 Command add_simulate(CLI::App& app, const Invocation& /*invocation*/) {
   CLI::App* command = app.add_subcommand("simulate", "draws the timeline of a pipeline schedule");
-  command->footer("\nThe schedule alone is priced, with the given times in whatever unit; no model is looked at.\n"
-                  "bubble: idle share of the makespan; idle inside: between a rank's first and last action;\n"
-                  "held: most micro-batches of which a rank keeps activations at once.\n"
-                  "\nExamples:\n"
-                  "  tessera simulate --mesh pp=4 --schedule 1f1b --microbatches 8\n"
-                  "  tessera simulate --mesh pp=4 --schedule interleaved --chunks 2 --microbatches 8 --costs 1,1.2,0.8\n"
-                  "  tessera simulate --mesh pp=8 --schedule all --microbatches 32 --transfer 0.1\n"
-                  "  tessera simulate --mesh pp=4 --schedule zbv --schedule-text > mine.txt\n"
-                  "  tessera simulate --schedule file:mine.txt --json -");
+  command->footer(
+      "\nThe schedule alone is priced, with the given times in whatever unit; no model is looked at.\n"
+      "bubble: idle share of the makespan; idle inside: between a rank's first and last action;\n"
+      "held: most micro-batches of which a rank keeps activations at once.\n"
+      "\nExamples:\n"
+      "  tessera simulate --mesh pp=4 --schedule 1f1b --microbatches 8\n"
+      "  tessera simulate --mesh pp=4 --schedule interleaved --chunks 2 --microbatches 8 --costs 1,1.2,0.8\n"
+      "  tessera simulate --mesh pp=8 --schedule all --microbatches 32 --transfer 0.1\n"
+      "  tessera simulate --mesh pp=4 --schedule zbv --schedule-text > mine.txt\n"
+      "  tessera simulate --schedule file:mine.txt --json -");
   const auto flags = std::make_shared<SimulateFlags>();
   command->add_option("--mesh", flags->mesh, "axes; pp is the number of ranks in the pipeline; a file knows its own")
       ->option_text("pp=N");
-  command->add_option("--schedule", flags->schedule,
-                      fmt::format("{}, file:PATH, or all for a table (default 1f1b)",
-                                  fmt::join(pipeline::schedule_names(), ", ")))
+  command
+      ->add_option(
+          "--schedule", flags->schedule,
+          fmt::format("{}, file:PATH, or all for a table (default 1f1b)", fmt::join(pipeline::schedule_names(), ", ")))
       ->option_text("NAME");
-  command->add_option("--chunks", flags->chunks, "stages per rank (default: the schedule's own number)")->option_text("V");
-  command->add_option("--microbatches", flags->microbatches, "micro-batches per step (default 2 per rank)")->option_text("M");
-  command->add_option("--costs", flags->costs,
-                      "times of a rank's share of the model for one micro-batch: forward, input gradient, weight gradient; a "
-                      "whole backward takes the last two, a chunk an equal part (default 1,1,1)")
+  command->add_option("--chunks", flags->chunks, "stages per rank (default: the schedule's own number)")
+      ->option_text("V");
+  command->add_option("--microbatches", flags->microbatches, "micro-batches per step (default 2 per rank)")
+      ->option_text("M");
+  command
+      ->add_option(
+          "--costs", flags->costs,
+          "times of a rank's share of the model for one micro-batch: forward, input gradient, weight gradient; a "
+          "whole backward takes the last two, a chunk an equal part (default 1,1,1)")
       ->option_text("F,I,W");
   command->add_option("--transfer", flags->transfer, "time from one rank to the next, in the same unit (default 0)")
       ->option_text("C");

@@ -134,8 +134,8 @@ void interleaved(const Schedule& schedule, Row& row) {
   }
 }
 
-/// 1f1b with I in the place of B. `lead` times as many forwards start before the first I, and W waits for the gap that is
-/// left at the end: on rank r for `lead` x r micro-batches, which makes every rank hold the same number.
+/// 1f1b with I in the place of B. `lead` times as many forwards start before the first I, and W waits for the gap that
+/// is left at the end: on rank r for `lead` x r micro-batches, which makes every rank hold the same number.
 void zero_bubble(const Schedule& schedule, Row& row, int lead) {
   times(lead * (schedule.num_ranks - 1 - row.rank()), [&] { row.forward(); });
   for (int i = 0; i < schedule.num_microbatches; ++i) {
@@ -170,26 +170,26 @@ void zb_v(const Schedule& schedule, Row& row) {
 }
 
 /// Both chunks of the V run at once in opposite directions: while one micro-batch goes forward another goes backward,
-/// each pair F, B to be overlapped by an executor that can. Only what fills the ends of the step is split. The phases are
-/// those of DeepSeek's DualPipeV, numbered as there.
+/// each pair F, B to be overlapped by an executor that can. Only what fills the ends of the step is split. The phases
+/// are those of DeepSeek's DualPipeV, numbered as there.
 void dual_pipe_v(const Schedule& schedule, Row& row) {
   const int behind = schedule.num_ranks - 1 - row.rank();
   const int ahead = row.rank() + 1;
   const int half = ahead / 2;
   const bool odd = row.rank() % 2 == 1;
   const auto backward = [&](int chunk, bool split) { split ? row.input(chunk) : row.backward(chunk); };
-  times(2 * behind, [&] { row.forward(0); });                                                         // 1
-  times(ahead, [&] { row.forward(0), row.forward(1); });                                              // 2
-  times(behind, [&] { row.input(1), row.oldest_weight(), row.forward(1); });                          // 3
-  times(schedule.num_microbatches - 2 * schedule.num_ranks + ahead,                                   // 4
+  times(2 * behind, [&] { row.forward(0); });                                 // 1
+  times(ahead, [&] { row.forward(0), row.forward(1); });                      // 2
+  times(behind, [&] { row.input(1), row.oldest_weight(), row.forward(1); });  // 3
+  times(schedule.num_microbatches - 2 * schedule.num_ranks + ahead,           // 4
         [&] { row.forward(0), row.backward(1), row.forward(1), row.backward(0); });
-  times(behind, [&] { row.backward(1), row.forward(1), row.backward(0); });                           // 5
-  for (int i = 0; i < ahead; ++i) {                                                                   // 6
+  times(behind, [&] { row.backward(1), row.forward(1), row.backward(0); });  // 5
+  for (int i = 0; i < ahead; ++i) {                                          // 6
     backward(1, i > half || (i == half && odd));
     backward(0, i >= half);
   }
-  times(behind, [&] { row.oldest_weight(), row.input(0); });                                          // 7
-  times(ahead, [&] { row.oldest_weight(); });                                                         // 8
+  times(behind, [&] { row.oldest_weight(), row.input(0); });  // 7
+  times(ahead, [&] { row.oldest_weight(); });                 // 8
 }
 
 /// Stage s on rank s mod p: each rank has a stage of every round.
@@ -218,17 +218,17 @@ const std::vector<Generator>& generators() {
        loop,
        interleaved},
       {{.name = "zb-h1",
-        .summary = "weight gradients fill the gaps at the end: a third of the bubble, at most p micro-batches held",
+        .summary = "weight gradients fill the gaps at the end: a third of the bubble, p micro-batches held",
         .splits_backward = true},
        loop,
        zb_h1},
       {{.name = "zb-h2",
-        .summary = "no gap inside a rank, for 2p - 1 micro-batches held",
+        .summary = "zb-h1 with more forwards first: no gap inside a rank, 2p - 1 micro-batches held",
         .splits_backward = true},
        loop,
        zb_h2},
       {{.name = "zbv",
-        .summary = "two chunks per rank in a V: no gap inside a rank, at most p micro-batches held",
+        .summary = "two chunks per rank in a V: no gap inside a rank, p micro-batches held",
         .min_chunks = 2,
         .max_chunks = 2,
         .default_chunks = 2,
@@ -260,8 +260,9 @@ std::string read_file(const std::string& path) {
 }
 
 void check_agrees(const Schedule& schedule, const char* what, int wanted, int found) {
-  check<ConfigError>(wanted == 0 || wanted == found, "schedule \"{}\" is for {} {}, not {}; change the file or the number",
-                     schedule.name, found, what, wanted);
+  check<ConfigError>(wanted == 0 || wanted == found,
+                     "schedule \"{}\" is for {} {}, not {}; change the file or the number", schedule.name, found, what,
+                     wanted);
 }
 
 Schedule load_schedule(std::string_view name, const ScheduleOptions& options) {
@@ -294,15 +295,15 @@ std::string allowed_chunks(const ScheduleInfo& info) {
 void check_options(const ScheduleInfo& info, const ScheduleOptions& options, int chunks) {
   check<ConfigError>(options.ranks >= 1, "schedule \"{}\" on {} ranks; allowed: 1 or more", info.name, options.ranks);
   check<ConfigError>(chunks >= info.min_chunks && chunks <= info.max_chunks,
-                     "schedule \"{}\" with {} chunks per rank; allowed: {}; leave chunks out for its own number", info.name,
-                     chunks, allowed_chunks(info));
+                     "schedule \"{}\" with {} chunks per rank; allowed: {}; leave chunks out for its own number",
+                     info.name, chunks, allowed_chunks(info));
   const std::int64_t fewest = std::max<std::int64_t>(1, std::int64_t{info.min_microbatches_per_rank} * options.ranks);
   check<ConfigError>(options.microbatches >= fewest,
-                     "schedule \"{}\" on {} ranks with {} micro-batches; allowed: {} or more; cut the batch finer", info.name,
-                     options.ranks, options.microbatches, fewest);
+                     "schedule \"{}\" on {} ranks with {} micro-batches; allowed: {} or more; cut the batch finer",
+                     info.name, options.ranks, options.microbatches, fewest);
   check<ConfigError>(std::int64_t{options.ranks} * chunks <= kMostUnits / options.microbatches,
-                     "schedule \"{}\": {} ranks x {} chunks x {} micro-batches; allowed: {} forwards or fewer", info.name,
-                     options.ranks, chunks, options.microbatches, kMostUnits);
+                     "schedule \"{}\": {} ranks x {} chunks x {} micro-batches; allowed: {} forwards or fewer",
+                     info.name, options.ranks, chunks, options.microbatches, kMostUnits);
 }
 
 }  // namespace

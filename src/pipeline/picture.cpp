@@ -18,9 +18,9 @@ constexpr double kTolerance = 1e-6;
 
 /// How time becomes columns.
 struct Scale {
-  double column = 1;      ///< time per column
-  int stretch = 1;        ///< columns for each of those
-  bool rounded = false;   ///< some action starts or ends inside a column
+  double column = 1;     ///< time per column
+  int stretch = 1;       ///< columns for each of those
+  bool rounded = false;  ///< some action starts or ends inside a column
 
   [[nodiscard]] int at(double time) const {
     return stretch * static_cast<int>(std::floor(time / column + 0.5 + kTolerance));
@@ -180,8 +180,8 @@ class Painter {
     }
     const char* chunks = schedule_.num_chunks == 2 ? "second chunk in lower case; " : "";
     return fmt::format("{}\n{}{} below; one column = {:.4g}{}\n", fmt::join(kinds, ", "), chunks,
-                       schedule_.num_chunks > 2 ? "micro-batch and chunk" : "micro-batch", scale_.column / scale_.stretch,
-                       scale_.rounded ? ", rounded" : "");
+                       schedule_.num_chunks > 2 ? "micro-batch and chunk" : "micro-batch",
+                       scale_.column / scale_.stretch, scale_.rounded ? ", rounded" : "");
   }
 
   [[nodiscard]] bool has(ActionKind kind) const {

@@ -8,8 +8,8 @@
 
 namespace tessera::pipeline {
 
-/// Two lines: the actions around `position` ("..." where the row goes on), and an arrow under that one; a position at the
-/// end of the row points behind it.
+/// Two lines: the actions around `position` ("..." where the row goes on), and an arrow under that one; a position at
+/// the end of the row points behind it.
 [[nodiscard]] std::string row_with_arrow(const Schedule& schedule, int rank, std::size_t position);
 
 }  // namespace tessera::pipeline

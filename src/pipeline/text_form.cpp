@@ -67,7 +67,8 @@ class Parser {
                        schedule_.name);
     int stage = 0;
     for (const auto& [number, rank] : rank_of_stage_) {
-      check<ConfigError>(number == stage, "schedule {}: stage {} is missing, but there is a stage {}; count stages from 0",
+      check<ConfigError>(number == stage,
+                         "schedule {}: stage {} is missing, but there is a stage {}; count stages from 0",
                          schedule_.name, stage, number);
       schedule_.rank_of_stage.push_back(rank);
       ++stage;
@@ -82,13 +83,15 @@ class Parser {
  private:
   Action action(std::string_view word) {
     const std::optional<Action> parsed = parse_action(word);
-    check<ConfigError>(parsed.has_value(), "schedule {}, line {}: \"{}\" is not STAGE KIND MICROBATCH, for instance 0F1; {}",
+    check<ConfigError>(parsed.has_value(),
+                       "schedule {}, line {}: \"{}\" is not STAGE KIND MICROBATCH, for instance 0F1; {}",
                        schedule_.name, line_, word, remedy_of(word));
     const auto rank = static_cast<int>(schedule_.actions.size());
     const auto [its, is_new] = rank_of_stage_.try_emplace(parsed->stage, rank);
-    check<ConfigError>(its->second == rank,
-                       "schedule {}, line {}: \"{}\": stage {} is already in the row of rank {}; a stage lies on one rank",
-                       schedule_.name, line_, word, parsed->stage, its->second);
+    check<ConfigError>(
+        its->second == rank,
+        "schedule {}, line {}: \"{}\": stage {} is already in the row of rank {}; a stage lies on one rank",
+        schedule_.name, line_, word, parsed->stage, its->second);
     schedule_.num_microbatches = std::max(schedule_.num_microbatches, parsed->microbatch + 1);
     schedule_.splits_backward = schedule_.splits_backward || parsed->kind == ActionKind::kBackwardInput ||
                                 parsed->kind == ActionKind::kBackwardWeight;

@@ -80,14 +80,6 @@ void sum_up(Timeline& timeline) {
 
 }  // namespace
 
-double cost_of(const Action& action, const Costs& costs) {
-  for (const auto* times : {&costs.forward_ms, &costs.backward_input_ms, &costs.backward_weight_ms}) {
-    check<ConfigError>(times->size() == 1 || static_cast<std::size_t>(action.stage) < times->size(),
-                       "costs have {} stages, but there is a stage {}", times->size(), action.stage);
-  }
-  return time_of(action, costs);
-}
-
 double Timeline::mean_bubble() const {
   return bubble.empty() ? 0 : std::accumulate(bubble.begin(), bubble.end(), 0.0) / static_cast<double>(bubble.size());
 }
@@ -106,7 +98,8 @@ Timeline ideal_timeline(const Schedule& schedule, const Costs& costs) {
     double start = free_at[rank];
     if (const auto need = need_of(action, num_stages)) {
       const bool crosses = schedule.rank_of_stage[static_cast<std::size_t>(need->stage)] != rank_number;
-      start = std::max(start, ends.of(need->backward, need->stage, need->microbatch) + (crosses ? costs.transfer_ms : 0));
+      start =
+          std::max(start, ends.of(need->backward, need->stage, need->microbatch) + (crosses ? costs.transfer_ms : 0));
     }
     const double end = start + time_of(action, costs);
     timeline.spans[rank][position] = {start, end};
@@ -118,9 +111,10 @@ Timeline ideal_timeline(const Schedule& schedule, const Costs& costs) {
   const std::vector<std::size_t> reached = run_in_stream_order(schedule, run);
   for (std::size_t rank = 0; rank < reached.size(); ++rank) {
     check<ConfigError>(reached[rank] == schedule.actions[rank].size(),
-                       "schedule \"{}\" has no timeline: rank {} waits forever in {}; validate() says why", schedule.name,
-                       rank, reached[rank] < schedule.actions[rank].size() ? to_string(schedule.actions[rank][reached[rank]])
-                                                                           : std::string());
+                       "schedule \"{}\" has no timeline: rank {} waits forever in {}; validate() says why",
+                       schedule.name, rank,
+                       reached[rank] < schedule.actions[rank].size() ? to_string(schedule.actions[rank][reached[rank]])
+                                                                     : std::string());
   }
   sum_up(timeline);
   return timeline;

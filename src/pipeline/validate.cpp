@@ -24,10 +24,10 @@ struct KindRule {
   Kinds without;
 };
 constexpr KindRule kKindRules[] = {
-    {0, 0},                                     // F
+    {0, 0},                                    // F
     {kForwardSeen, kInputSeen | kWeightSeen},  // B
-    {kForwardSeen, kWholeSeen},                 // I
-    {kInputSeen, kWholeSeen},                   // W
+    {kForwardSeen, kWholeSeen},                // I
+    {kInputSeen, kWholeSeen},                  // W
 };
 
 /// Beyond that, counting comes before the bookkeeping, whose memory is that of the units and not that of the actions.
@@ -42,7 +42,8 @@ class Validator {
 
   void run(const ValidateOptions& options) {
     check_shape();
-    seen_.assign(static_cast<std::size_t>(schedule_.num_stages()) * static_cast<std::size_t>(schedule_.num_microbatches), 0);
+    seen_.assign(
+        static_cast<std::size_t>(schedule_.num_stages()) * static_cast<std::size_t>(schedule_.num_microbatches), 0);
     for (int rank = 0; rank < schedule_.num_ranks; ++rank) check_row(rank);
     check_complete();
     check_flag();
@@ -86,7 +87,8 @@ class Validator {
     }
     const std::int64_t units = std::int64_t{schedule_.num_stages()} * schedule_.num_microbatches;
     std::int64_t num_actions = 0;
-    for (const std::vector<Action>& actions : schedule_.actions) num_actions += static_cast<std::int64_t>(actions.size());
+    for (const std::vector<Action>& actions : schedule_.actions)
+      num_actions += static_cast<std::int64_t>(actions.size());
     if (units > kManyUnits && units > num_actions) {
       refuse_shape(fmt::format("{} stages x {} micro-batches need twice as many actions, but there are {}",
                                schedule_.num_stages(), schedule_.num_microbatches, num_actions));
@@ -106,26 +108,31 @@ class Validator {
   void check_action(int rank, std::size_t position) {
     const Action& action = row(rank)[position];
     if (action.stage < 0 || action.stage >= schedule_.num_stages()) {
-      refuse(rank, position, fmt::format("stage {} of {} does not exist; allowed: 0 to {}", action.stage,
-                                         to_string(action), schedule_.num_stages() - 1));
+      refuse(rank, position,
+             fmt::format("stage {} of {} does not exist; allowed: 0 to {}", action.stage, to_string(action),
+                         schedule_.num_stages() - 1));
     }
     if (action.microbatch < 0 || action.microbatch >= schedule_.num_microbatches) {
-      refuse(rank, position, fmt::format("micro-batch {} of {} does not exist; allowed: 0 to {}", action.microbatch,
-                                         to_string(action), schedule_.num_microbatches - 1));
+      refuse(rank, position,
+             fmt::format("micro-batch {} of {} does not exist; allowed: 0 to {}", action.microbatch, to_string(action),
+                         schedule_.num_microbatches - 1));
     }
     if (rank_of(action.stage) != rank) {
       refuse(rank, position,
-             fmt::format("{} belongs to rank {}, which has stage {}", to_string(action), rank_of(action.stage), action.stage));
+             fmt::format("{} belongs to rank {}, which has stage {}", to_string(action), rank_of(action.stage),
+                         action.stage));
     }
     Kinds& kinds = seen(action.stage, action.microbatch);
     const KindRule& rule = kKindRules[static_cast<std::size_t>(action.kind)];
     if ((kinds & bit(action.kind)) != 0) {
-      refuse(rank, position, fmt::format("{} is there twice, first as action {} of the row", to_string(action),
-                                         position_of(action, rank)));
+      refuse(rank, position,
+             fmt::format("{} is there twice, first as action {} of the row", to_string(action),
+                         position_of(action, rank)));
     }
     if ((kinds & rule.without) != 0) {
-      refuse(rank, position, fmt::format("{} comes beside a {} of the same micro-batch; allowed: one B, or one I and one W",
-                                         to_string(action), action.kind == ActionKind::kBackward ? "split backward" : "B"));
+      refuse(rank, position,
+             fmt::format("{} comes beside a {} of the same micro-batch; allowed: one B, or one I and one W",
+                         to_string(action), action.kind == ActionKind::kBackward ? "split backward" : "B"));
     }
     if ((kinds & rule.before) != rule.before) refuse_order(rank, position, rule.before);
     kinds |= bit(action.kind);
@@ -138,8 +145,9 @@ class Validator {
       if (bit(kind) == before) needed.kind = kind;
     }
     const bool later = position_of(needed, rank) < row(rank).size();
-    refuse(rank, position, later ? fmt::format("{} comes before {}, whose result it needs", to_string(action), to_string(needed))
-                                 : fmt::format("{} needs {}, which is missing", to_string(action), to_string(needed)));
+    refuse(rank, position,
+           later ? fmt::format("{} comes before {}, whose result it needs", to_string(action), to_string(needed))
+                 : fmt::format("{} needs {}, which is missing", to_string(action), to_string(needed)));
   }
 
   void check_complete() {
@@ -167,8 +175,9 @@ class Validator {
   void check_flag() const {
     const bool splits = std::any_of(seen_.begin(), seen_.end(), [](Kinds kinds) { return (kinds & kInputSeen) != 0; });
     if (splits != schedule_.splits_backward) {
-      throw ConfigError(fmt::format("schedule \"{}\" is not valid: splits_backward is {}, but there are {}I and W actions",
-                                    schedule_.name, schedule_.splits_backward, splits ? "" : "no "));
+      throw ConfigError(
+          fmt::format("schedule \"{}\" is not valid: splits_backward is {}, but there are {}I and W actions",
+                      schedule_.name, schedule_.splits_backward, splits ? "" : "no "));
     }
   }
 
@@ -216,8 +225,9 @@ class Validator {
       for (std::size_t position = 0; position < row(rank).size(); ++position) {
         const ActionKind kind = row(rank)[position].kind;
         if (kind == ActionKind::kForward && ++live > most) {
-          refuse(rank, position, fmt::format("{} is forward unit {} held at once; allowed: {}",
-                                             to_string(row(rank)[position]), live, most));
+          refuse(rank, position,
+                 fmt::format("{} is forward unit {} held at once; allowed: {}", to_string(row(rank)[position]), live,
+                             most));
         }
         if (kind == ActionKind::kBackward || kind == ActionKind::kBackwardWeight) --live;
       }

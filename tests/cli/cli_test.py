@@ -169,8 +169,8 @@ class Numerics(unittest.TestCase):
 
 
 class Simulate(unittest.TestCase):
-    FIELDS = {"schedule", "ranks", "chunks", "microbatches", "costs", "transfer", "makespan", "bubble", "bubble_per_rank",
-              "idle_inside_per_rank", "peak_activations"}
+    FIELDS = {"schedule", "ranks", "chunks", "microbatches", "costs", "transfer", "makespan", "bubble",
+              "bubble_per_rank", "idle_inside_per_rank", "peak_activations"}
 
     def lines(self, *arguments: str) -> list[dict]:
         result = run("simulate", *arguments, "--json", "-")
@@ -263,7 +263,8 @@ class BadInput(unittest.TestCase):
         (["simulate", "--mesh", "pp=2", "--chunks", "2"], 2, ["1f1b", "2 chunks", "allowed: 1"]),
         (["simulate", "--mesh", "pp=2", "--chunks", "-1"], 2, ["--chunks -1"]),
         (["simulate", "--mesh", "pp=2", "--microbatches", "-1"], 2, ["--microbatches -1"]),
-        (["simulate", "--mesh", "pp=4", "--schedule", "dualpipev", "--microbatches", "4"], 2, ["4 micro-batches", "8 or more"]),
+        (["simulate", "--mesh", "pp=4", "--schedule", "dualpipev", "--microbatches", "4"], 2,
+         ["4 micro-batches", "8 or more"]),
         (["simulate", "--mesh", "pp=2", "--costs", "1,1"], 2, ["--costs \"1,1\"", "1,1,1"]),
         (["simulate", "--mesh", "pp=2", "--costs", "1,x,1"], 2, ["--costs \"1,x,1\""]),
         (["simulate", "--mesh", "pp=2", "--transfer", "-1"], 2, ["transfer", "0 or more"]),

@@ -20,8 +20,8 @@ BLOCK = re.compile(r"```sh\n(?P<commands>.*?)```\n(?:\n```text\n(?P<output>.*?)`
 
 def run(commands: str, tessera: pathlib.Path, folder: str) -> str:
     path = f"{tessera.parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", commands], cwd=folder, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", commands], cwd=folder, env={**os.environ, "PATH": path},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
     return done.stdout
 
 
@@ -47,7 +47,8 @@ def main() -> int:
     if "--update" in sys.argv[3:]:
         file.write_text(printed, encoding="utf-8")
         return 0
-    sys.stdout.writelines(difflib.unified_diff(quoted.splitlines(True), printed.splitlines(True), str(file), "printed now"))
+    difference = difflib.unified_diff(quoted.splitlines(True), printed.splitlines(True), str(file), "printed now")
+    sys.stdout.writelines(difference)
     return int(printed != quoted)
 
 

@@ -11,8 +11,8 @@
 namespace tessera::pipeline {
 namespace {
 
-using ::testing::HasSubstr;
 using test::message_of;
+using ::testing::HasSubstr;
 
 std::string row_text(const Schedule& schedule, std::size_t rank) {
   std::string text;
@@ -116,10 +116,8 @@ TEST(DualPipeV, HoldsOneChunkMore) {
 }
 TEST(DualPipeV, SplitsOnlyWhatFillsTheEnds) {
   const Schedule schedule = make_schedule("dualpipev", {.ranks = 2, .microbatches = 4});
-  EXPECT_EQ(row_text(schedule, 0),
-            "0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3 3B1 3F2 0B0 3B2 3F3 0B1 3B3 0I2 0W2 0I3 0W3");
-  EXPECT_EQ(row_text(schedule, 1),
-            "1F0 2F0 1F1 2F1 1F2 2B0 2F2 1B0 1F3 2B1 2F3 1B1 2B2 1B2 2I3 1I3 2W3 1W3");
+  EXPECT_EQ(row_text(schedule, 0), "0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3 3B1 3F2 0B0 3B2 3F3 0B1 3B3 0I2 0W2 0I3 0W3");
+  EXPECT_EQ(row_text(schedule, 1), "1F0 2F0 1F1 2F1 1F2 2B0 2F2 1B0 1F3 2B1 2F3 1B1 2B2 1B2 2I3 1I3 2W3 1W3");
 }
 TEST(DualPipeV, RefusesFewerThanTwoMicrobatchesPerRank) {
   EXPECT_EQ(message_of([] { (void)make_schedule("dualpipev", {.ranks = 4, .microbatches = 7}); }),
@@ -134,7 +132,8 @@ TEST(MakeSchedule, RefusesChunksThatTheScheduleDoesNotTake) {
             "schedule \"1f1b\" with 3 chunks per rank; allowed: 1; leave chunks out for its own number");
 }
 TEST(MakeSchedule, RefusesNumbersBelowOneAndAbsurdOnes) {
-  EXPECT_THAT(message_of([] { (void)make_schedule("1f1b", {.ranks = 0}); }), HasSubstr("on 0 ranks; allowed: 1 or more"));
+  EXPECT_THAT(message_of([] { (void)make_schedule("1f1b", {.ranks = 0}); }),
+              HasSubstr("on 0 ranks; allowed: 1 or more"));
   EXPECT_THAT(message_of([] { (void)make_schedule("1f1b", {.microbatches = 0}); }), HasSubstr("0 micro-batches"));
   EXPECT_THAT(message_of([] { (void)make_schedule("1f1b", {.chunks = -1}); }), HasSubstr("-1 chunks"));
   EXPECT_THAT(message_of([] { (void)make_schedule("1f1b", {.ranks = 1 << 20, .microbatches = 1 << 20}); }),

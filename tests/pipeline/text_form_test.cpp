@@ -12,8 +12,8 @@
 namespace tessera::pipeline {
 namespace {
 
-using ::testing::HasSubstr;
 using test::message_of;
+using ::testing::HasSubstr;
 
 std::string refusal(std::string_view text) {
   return message_of([&] { (void)parse_schedule(text, "own"); });
@@ -36,7 +36,8 @@ TEST(TextForm, IsOneRowPerRankUnderAComment) {
 TEST(TextForm, ToleratesBlanksEmptyCellsCommentsAndOtherLineEnds) {
   const Schedule schedule = parse_schedule("\n# mine\r\n 0F0, ,,0I0 0W0,\r\n\n,1F0,1I0 , 1W0 # last", "own");
   EXPECT_EQ(schedule.num_ranks, 2);
-  EXPECT_EQ(format_schedule(schedule), "# own: ranks 2, chunks per rank 1, micro-batches 1\n0F0,0I0,0W0\n1F0,1I0,1W0\n");
+  EXPECT_EQ(format_schedule(schedule),
+            "# own: ranks 2, chunks per rank 1, micro-batches 1\n0F0,0I0,0W0\n1F0,1I0,1W0\n");
   EXPECT_TRUE(schedule.splits_backward);
   EXPECT_NO_THROW(validate(schedule));
 }
@@ -47,16 +48,25 @@ TEST(TextForm, TakesTheStageMapFromTheRows) {
   EXPECT_NO_THROW(validate(schedule));
 }
 
+TEST(TextForm, ReadsFilesOfPyTorch) {
+  // As its csv writer leaves them: idle slots are empty cells.
+  const Schedule schedule = parse_schedule("0F0,0F1,,,0B0,,0B1\r\n,1F0,1B0,1F1,1B1,,\r\n", "own");
+  EXPECT_EQ(schedule.actions, make_schedule("1f1b", {.ranks = 2, .microbatches = 2}).actions);
+}
+
 TEST(TextForm, RefusesWordsThatAreNoActions) {
-  EXPECT_EQ(refusal("0F0\n# two\n1F0,1X0"),
-            "schedule own, line 3: \"1X0\" is not STAGE KIND MICROBATCH, for instance 0F1; kinds are F forward, B backward, "
-            "I input gradient, W weight gradient");
-  for (const char* word : {"F", "0", "0F", "F0", "0f0", "-1F0", "0F-1", "0F0x", "0FF0", "99999999999F0", "0F99999999"}) {
+  EXPECT_EQ(
+      refusal("0F0\n# two\n1F0,1X0"),
+      "schedule own, line 3: \"1X0\" is not STAGE KIND MICROBATCH, for instance 0F1; kinds are F forward, B backward, "
+      "I input gradient, W weight gradient");
+  for (const char* word :
+       {"F", "0", "0F", "F0", "0f0", "-1F0", "0F-1", "0F0x", "0FF0", "99999999999F0", "0F99999999"}) {
     EXPECT_THAT(refusal(word), HasSubstr(std::string("line 1: \"") + word + "\" is not STAGE KIND MICROBATCH")) << word;
   }
 }
 TEST(TextForm, RefusesTransfersAndSaysWhy) {
-  EXPECT_THAT(refusal("0F0,0SEND_F0"), HasSubstr("\"0SEND_F0\" is not STAGE KIND MICROBATCH, for instance 0F1; leave transfers out"));
+  EXPECT_THAT(refusal("0F0,0SEND_F0"),
+              HasSubstr("\"0SEND_F0\" is not STAGE KIND MICROBATCH, for instance 0F1; leave transfers out"));
 }
 TEST(TextForm, RefusesAStageInTwoRows) {
   EXPECT_EQ(refusal("0F0,0B0\n1F0,0F1"),
@@ -97,8 +107,10 @@ TEST_F(ScheduleFile, RefusesOtherNumbersThanTheOptionsSay) {
   const std::string name = write("0F0,0B0\n1F0,1B0\n");
   EXPECT_EQ(message_of([&] { (void)make_schedule(name, {.ranks = 4, .microbatches = 1}); }),
             "schedule \"" + name + "\" is for 2 ranks, not 4; change the file or the number");
-  EXPECT_THAT(message_of([&] { (void)make_schedule(name, {.ranks = 2, .microbatches = 8}); }), HasSubstr("for 1 micro-batches"));
-  EXPECT_THAT(message_of([&] { (void)make_schedule(name, {.ranks = 2, .chunks = 2}); }), HasSubstr("for 1 chunks per rank"));
+  EXPECT_THAT(message_of([&] { (void)make_schedule(name, {.ranks = 2, .microbatches = 8}); }),
+              HasSubstr("for 1 micro-batches"));
+  EXPECT_THAT(message_of([&] { (void)make_schedule(name, {.ranks = 2, .chunks = 2}); }),
+              HasSubstr("for 1 chunks per rank"));
 }
 TEST_F(ScheduleFile, RefusesAnInvalidSchedule) {
   const std::string name = write("0B0,0F0\n");
@@ -111,7 +123,8 @@ TEST_F(ScheduleFile, RefusesWhatCannotBeRead) {
 }
 TEST_F(ScheduleFile, RefusesNumbersThatTheActionsCannotFill) {
   const std::string name = write("0F0,0F1,0F9999999\n");
-  EXPECT_THAT(message_of([&] { (void)make_schedule(name, {.microbatches = 0}); }), HasSubstr("need twice as many actions"));
+  EXPECT_THAT(message_of([&] { (void)make_schedule(name, {.microbatches = 0}); }),
+              HasSubstr("need twice as many actions"));
 }
 
 }  // namespace

@@ -11,8 +11,8 @@
 namespace tessera::pipeline {
 namespace {
 
-using ::testing::HasSubstr;
 using test::message_of;
+using ::testing::HasSubstr;
 
 std::string refusal(const Schedule& schedule, const ValidateOptions& options = {}) {
   return message_of([&] { validate(schedule, options); });
@@ -37,8 +37,9 @@ void for_all_schedules(const Call& call) {
 
 TEST(Validate, PassesEveryGenerator) {
   for_all_schedules([](const Schedule& schedule) {
-    EXPECT_NO_THROW(validate(schedule)) << schedule.name << " " << schedule.num_ranks << " ranks, " << schedule.num_chunks
-                                        << " chunks, " << schedule.num_microbatches << " micro-batches";
+    EXPECT_NO_THROW(validate(schedule)) << schedule.name << " " << schedule.num_ranks << " ranks, "
+                                        << schedule.num_chunks << " chunks, " << schedule.num_microbatches
+                                        << " micro-batches";
   });
 }
 
@@ -150,15 +151,15 @@ TEST(Validate, RefusesABackwardThatIsBothWholeAndSplit) {
 }
 
 TEST(Validate, RefusesWeightGradientsThatAreMissingOrTooEarly) {
-  Schedule schedule{.name = "own",
-                    .num_ranks = 1,
-                    .num_chunks = 1,
-                    .num_microbatches = 1,
-                    .rank_of_stage = {0},
-                    .splits_backward = true,
-                    .actions = {{{ActionKind::kForward, 0, 0},
-                                 {ActionKind::kBackwardInput, 0, 0},
-                                 {ActionKind::kBackwardWeight, 0, 0}}}};
+  Schedule schedule{
+      .name = "own",
+      .num_ranks = 1,
+      .num_chunks = 1,
+      .num_microbatches = 1,
+      .rank_of_stage = {0},
+      .splits_backward = true,
+      .actions = {
+          {{ActionKind::kForward, 0, 0}, {ActionKind::kBackwardInput, 0, 0}, {ActionKind::kBackwardWeight, 0, 0}}}};
   EXPECT_NO_THROW(validate(schedule));
   std::swap(schedule.actions[0][1], schedule.actions[0][2]);
   EXPECT_THAT(refusal(schedule), HasSubstr("0W0 comes before 0I0, whose result it needs"));
@@ -198,7 +199,8 @@ TEST(Validate, RefusesAFlagThatContradictsTheActions) {
 TEST(Validate, RefusesMoreActivationsThanAllowed) {
   const Schedule schedule = make_schedule("1f1b", {.ranks = 4, .microbatches = 8});
   EXPECT_NO_THROW(validate(schedule, {.max_activations = 4}));
-  EXPECT_THAT(refusal(schedule, {.max_activations = 3}), HasSubstr("rank 0: 0F3 is forward unit 4 held at once; allowed: 3"));
+  EXPECT_THAT(refusal(schedule, {.max_activations = 3}),
+              HasSubstr("rank 0: 0F3 is forward unit 4 held at once; allowed: 3"));
 }
 
 }  // namespace

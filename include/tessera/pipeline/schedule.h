@@ -33,8 +33,8 @@ struct Schedule {
   int num_ranks = 1;
   int num_chunks = 1;  ///< stages per rank
   int num_microbatches = 1;
-  std::vector<int> rank_of_stage;  ///< num_ranks * num_chunks
-  bool splits_backward = false;    ///< some backward is in two parts (I and W)
+  std::vector<int> rank_of_stage;            ///< num_ranks * num_chunks
+  bool splits_backward = false;              ///< some backward is in two parts (I and W)
   std::vector<std::vector<Action>> actions;  ///< one row per rank
 
   [[nodiscard]] int num_stages() const noexcept { return num_ranks * num_chunks; }
@@ -62,8 +62,9 @@ struct ScheduleInfo {
 ///
 /// Sources   gpipe        Huang et al. 2018, arXiv:1811.06965
 ///           1f1b         Narayanan et al. 2020, arXiv:2006.09503 (PipeDream-Flush)
-///           interleaved  Narayanan et al. 2021, arXiv:2104.04473; groups of micro-batches as in Megatron-LM. Where ranks
-///                        do not divide micro-batches, groups are a little larger instead, so every number is allowed
+///           interleaved  Narayanan et al. 2021, arXiv:2104.04473; groups of micro-batches as in Megatron-LM.
+///                        Where ranks do not divide micro-batches, groups are a little larger instead, so every number
+///                        is allowed
 ///           zb-h1, zb-h2 Qi et al. 2023, arXiv:2401.10241, with one order by hand instead of their search
 ///           zbv          Qi et al. 2024, arXiv:2405.15362; phases as in PyTorch's ScheduleZBVZeroBubble
 ///           dualpipev    DeepSeek-V3, arXiv:2412.19437; phases as in github.com/deepseek-ai/DualPipe, dualpipev.py
@@ -107,8 +108,8 @@ void validate(const Schedule& schedule, const ValidateOptions& options = {});
 /// (torch/distributed/pipelining/schedules.py) without transfers, which happen by themselves.
 [[nodiscard]] std::string format_schedule(const Schedule& schedule);
 
-/// Inverse of format_schedule. '#' starts a comment; blanks, empty cells and empty lines do not matter. The schedule may
-/// still be wrong as a whole: validate() it.
+/// Inverse of format_schedule. '#' starts a comment; blanks, empty cells and empty lines do not matter. The schedule
+/// may still be wrong as a whole: validate() it.
 /// Throws ConfigError naming `name`, the line, the word and what is allowed.
 [[nodiscard]] Schedule parse_schedule(std::string_view text, std::string_view name);
 

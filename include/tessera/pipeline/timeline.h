@@ -19,9 +19,6 @@ struct Costs {
   double transfer_ms = 0;
 };
 
-/// Time of one action. Throws ConfigError if a list has neither one entry nor one per stage.
-[[nodiscard]] double cost_of(const Action& action, const Costs& costs);
-
 struct Span {
   double start = 0;
   double end = 0;
@@ -42,9 +39,9 @@ struct Timeline {
 /// The earliest time of each action: a rank runs its row in order, an action starts when the rank is free and what it
 /// needs has arrived. Throws ConfigError for negative or missing costs, and for a schedule that deadlocks.
 ///
-/// Makespan  p ranks, m micro-batches, v chunks; F, I, W and B = I + W of a rank's whole share of the model, so that one
-///           chunk takes 1/v of it; c = transfer_ms. Exact, and tested, under the conditions behind the formulas:
-///           gpipe        (m+p-1)(F+B) + 2c(p-1)                                         arXiv:1811.06965
+/// Makespan  p ranks, m micro-batches, v chunks; F, I, W and B = I + W of a rank's whole share of the model, so
+///           that one chunk takes 1/v of it; c = transfer_ms. Exact, and tested, under the conditions behind the
+///           formulas: gpipe        (m+p-1)(F+B) + 2c(p-1)                                         arXiv:1811.06965
 ///           1f1b         (m+p-1)(F+B) + 2c((p-1)m/p + p-2)    c = 0 or p divides m > 1  arXiv:2104.04473
 ///           interleaved  m(F+B) + (p-1)(F+B)/v + 2c(pv-1)     m >= p; c = 0 or p divides m and c <= F/v     likewise
 ///           zb-h1        m(F+B) + (p-1) max(F+I-W, F, I)      m >= p, c = 0             arXiv:2401.10241
@@ -62,6 +59,7 @@ struct PictureOptions {
 /// goes on with it; two chunks differ by case, more have their numbers in a third line; '.' is idle. Lines below tell
 /// what the letters are and how long a column is: the longest time of which everything is a multiple, or the shortest
 /// action and rounded if that takes too many columns.
-[[nodiscard]] std::string picture(const Schedule& schedule, const Timeline& timeline, const PictureOptions& options = {});
+[[nodiscard]] std::string picture(const Schedule& schedule, const Timeline& timeline,
+                                  const PictureOptions& options = {});
 
 }  // namespace tessera::pipeline
