@@ -81,20 +81,25 @@ class Validator {
     if (schedule_.actions.size() != static_cast<std::size_t>(schedule_.num_ranks)) {
       refuse_shape(fmt::format("{} rows for {} ranks", schedule_.actions.size(), schedule_.num_ranks));
     }
-    if (schedule_.rank_of_stage.size() != static_cast<std::size_t>(schedule_.num_stages())) {
-      refuse_shape(fmt::format("rank_of_stage has {} entries for {} stages", schedule_.rank_of_stage.size(),
-                               schedule_.num_stages()));
+    const std::int64_t num_stages = std::int64_t{schedule_.num_ranks} * schedule_.num_chunks;
+    if (static_cast<std::int64_t>(schedule_.rank_of_stage.size()) != num_stages) {
+      refuse_shape(
+          fmt::format("rank_of_stage has {} entries for {} stages", schedule_.rank_of_stage.size(), num_stages));
     }
-    const std::int64_t units = std::int64_t{schedule_.num_stages()} * schedule_.num_microbatches;
+    const std::int64_t units = num_stages * schedule_.num_microbatches;
     std::int64_t num_actions = 0;
-    for (const std::vector<Action>& actions : schedule_.actions)
-      num_actions += static_cast<std::int64_t>(actions.size());
+    for (const auto& actions : schedule_.actions) num_actions += static_cast<std::int64_t>(actions.size());
     if (units > kManyUnits && units > num_actions) {
-      refuse_shape(fmt::format("{} stages x {} micro-batches need twice as many actions, but there are {}",
-                               schedule_.num_stages(), schedule_.num_microbatches, num_actions));
+      refuse_shape(fmt::format("{} stages x {} micro-batches need twice as many actions, but there are {}", num_stages,
+                               schedule_.num_microbatches, num_actions));
+    }
+    std::vector<int> stages_of(schedule_.actions.size(), 0);
+    for (const int rank : schedule_.rank_of_stage) {
+      if (rank < 0 || rank >= schedule_.num_ranks) refuse_shape(fmt::format("rank_of_stage names a rank {}", rank));
+      ++stages_of[static_cast<std::size_t>(rank)];
     }
     for (int rank = 0; rank < schedule_.num_ranks; ++rank) {
-      const auto stages = std::count(schedule_.rank_of_stage.begin(), schedule_.rank_of_stage.end(), rank);
+      const int stages = stages_of[static_cast<std::size_t>(rank)];
       if (stages != schedule_.num_chunks) {
         refuse_shape(fmt::format("rank {} has {} stages; every rank must have {}", rank, stages, schedule_.num_chunks));
       }

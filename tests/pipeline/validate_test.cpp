@@ -102,6 +102,70 @@ TEST(Validate, RefusesEveryActionOnAnotherRank) {
   }
 }
 
+/// Does the graph of row order and dependencies have no cycle? By removing what nothing precedes, again and again.
+bool has_an_order(const Schedule& schedule) {
+  std::vector<Action> all;
+  std::vector<std::pair<std::size_t, std::size_t>> edges;
+  for (const std::vector<Action>& row : schedule.actions) {
+    for (std::size_t i = 0; i < row.size(); ++i) {
+      all.push_back(row[i]);
+      if (i > 0) edges.emplace_back(all.size() - 2, all.size() - 1);
+    }
+  }
+  const auto starts_backward = [](const Action& action) {
+    return action.kind == ActionKind::kBackward || action.kind == ActionKind::kBackwardInput;
+  };
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    for (std::size_t j = 0; j < all.size(); ++j) {
+      if (all[i].microbatch != all[j].microbatch) continue;
+      const bool forwards = all[i].kind == ActionKind::kForward && all[j].kind == ActionKind::kForward;
+      const bool backwards = starts_backward(all[i]) && starts_backward(all[j]);
+      const bool turns = all[i].kind == ActionKind::kForward && starts_backward(all[j]);
+      const bool ends = starts_backward(all[i]) && all[j].kind == ActionKind::kBackwardWeight;
+      if ((forwards && all[i].stage + 1 == all[j].stage) || (backwards && all[i].stage == all[j].stage + 1) ||
+          ((turns || ends) && all[i].stage == all[j].stage)) {
+        edges.emplace_back(i, j);
+      }
+    }
+  }
+  std::vector<int> before(all.size(), 0);
+  for (const auto& [from, to] : edges) ++before[to];
+  std::vector<std::size_t> ready;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (before[i] == 0) ready.push_back(i);
+  }
+  std::size_t removed = 0;
+  for (; !ready.empty(); ++removed) {
+    const std::size_t at = ready.back();
+    ready.pop_back();
+    for (const auto& [from, to] : edges) {
+      if (from == at && --before[to] == 0) ready.push_back(to);
+    }
+  }
+  return removed == all.size();
+}
+
+TEST(Validate, RefusesASwapOfNeighboursExactlyWhereTheGraphHasACycle) {
+  int passed = 0;
+  int refused = 0;
+  for (const ScheduleInfo& info : schedules()) {
+    const Schedule whole = make_schedule(info.name, {.ranks = 2, .microbatches = 4});
+    for (std::size_t rank = 0; rank < 2; ++rank) {
+      for (std::size_t distance = 1; distance <= 3; ++distance) {
+        for (std::size_t i = 0; i + distance < whole.actions[rank].size(); ++i) {
+          Schedule swapped = whole;
+          std::swap(swapped.actions[rank][i], swapped.actions[rank][i + distance]);
+          const bool right = has_an_order(swapped);
+          EXPECT_EQ(refusal(swapped) == "nothing was thrown", right) << format_schedule(swapped);
+          ++(right ? passed : refused);
+        }
+      }
+    }
+  }
+  EXPECT_GT(passed, 50);
+  EXPECT_GT(refused, 50);
+}
+
 TEST(Validate, ShowsTheRowWithAnArrowUnderTheOffendingAction) {
   Schedule broken = small();
   std::swap(broken.actions[0][0], broken.actions[0][2]);
@@ -180,6 +244,8 @@ TEST(Validate, RefusesAStageMapThatIsNotOneToOne) {
   Schedule broken = small();
   broken.rank_of_stage = {0, 0};
   EXPECT_THAT(refusal(broken), HasSubstr("rank 0 has 2 stages; every rank must have 1"));
+  broken.rank_of_stage = {0, 2};
+  EXPECT_THAT(refusal(broken), HasSubstr("rank_of_stage names a rank 2"));
   broken.rank_of_stage = {0};
   EXPECT_THAT(refusal(broken), HasSubstr("rank_of_stage has 1 entries for 2 stages"));
   broken = small();

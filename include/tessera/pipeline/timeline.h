@@ -37,7 +37,8 @@ struct Timeline {
 };
 
 /// The earliest time of each action: a rank runs its row in order, an action starts when the rank is free and what it
-/// needs has arrived. Throws ConfigError for negative or missing costs, and for a schedule that deadlocks.
+/// needs has arrived. The schedule is one that passed validate(). Throws ConfigError for negative or missing costs, and
+/// for a schedule that deadlocks.
 ///
 /// Makespan  p ranks, m micro-batches, v chunks; F, I, W and B = I + W of a rank's whole share of the model, so
 ///           that one chunk takes 1/v of it; c = transfer_ms. Exact, and tested, under the conditions behind the
