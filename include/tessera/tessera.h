@@ -16,5 +16,7 @@
 #include "tessera/module/grad_scaler.h"
 #include "tessera/module/master_weights.h"
 #include "tessera/module/plan.h"
+#include "tessera/pipeline/schedule.h"
+#include "tessera/pipeline/timeline.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/random.h"

@@ -22,6 +22,7 @@ using Command = std::function<int()>;
 /// Adds the subcommand to `app` and returns what runs it.
 [[nodiscard]] Command add_train(CLI::App& app, const Invocation& invocation);
 [[nodiscard]] Command add_verify(CLI::App& app, const Invocation& invocation);
+[[nodiscard]] Command add_simulate(CLI::App& app, const Invocation& invocation);
 [[nodiscard]] Command add_bench(CLI::App& app, const Invocation& invocation);
 [[nodiscard]] Command add_run(CLI::App& app, const Invocation& invocation);
 

@@ -17,7 +17,8 @@ struct Row {
   Command (*add)(CLI::App&, const Invocation&);
 };
 
-constexpr Row kCommands[] = {{"train", add_train}, {"verify", add_verify}, {"bench", add_bench}, {"run", add_run}};
+constexpr Row kCommands[] = {{"train", add_train}, {"verify", add_verify}, {"simulate", add_simulate},
+                             {"bench", add_bench}, {"run", add_run}};
 
 /// Words that may follow a command: its flags, or the commands themselves.
 std::vector<std::string> known_words(const CLI::App& app) {

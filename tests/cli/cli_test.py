@@ -31,7 +31,7 @@ class Help(unittest.TestCase):
         result = run("--help")
         self.assertEqual(result.returncode, 0)
         self.assertLessEqual(len(result.stdout.splitlines()), 24)
-        for command in ("train", "verify", "run"):
+        for command in ("train", "verify", "simulate", "run"):
             self.assertIn(command, result.stdout)
 
     def test_of_a_command_shows_flags_defaults_and_examples(self):
@@ -168,6 +168,51 @@ class Numerics(unittest.TestCase):
         self.assertRegex(result.stderr, r"(parameter|gradient of) [a-z0-9.]+ is not finite on rank [01] of 2")
 
 
+class Simulate(unittest.TestCase):
+    FIELDS = {"schedule", "ranks", "chunks", "microbatches", "costs", "transfer", "makespan", "bubble",
+              "bubble_per_rank", "idle_inside_per_rank", "peak_activations"}
+
+    def lines(self, *arguments: str) -> list[dict]:
+        result = run("simulate", *arguments, "--json", "-")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json_lines(result.stdout)
+
+    def test_writes_one_json_object_per_schedule(self):
+        (line,) = self.lines("--mesh", "pp=4", "--schedule", "1f1b", "--microbatches", "8")
+        self.assertEqual(set(line), self.FIELDS)
+        self.assertEqual((line["ranks"], line["chunks"], line["microbatches"]), (4, 1, 8))
+        self.assertAlmostEqual(line["makespan"], 33)
+        self.assertAlmostEqual(line["bubble"], 9 / 33)
+        self.assertEqual(line["peak_activations"], [4, 3, 2, 1])
+        everything = self.lines("--mesh", "pp=4", "--schedule", "all", "--microbatches", "8")
+        self.assertEqual({line["schedule"]: line["makespan"] for line in everything},
+                         {"gpipe": 33, "1f1b": 33, "interleaved": 28.5, "zb-h1": 27, "zb-h2": 27, "zbv": 25.5,
+                          "dualpipev": 25.5})
+
+    def test_compares_what_the_micro_batches_allow(self):
+        result = run("simulate", "--mesh", "pp=4", "--schedule", "all", "--microbatches", "4")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stdout, r"dualpipev +needs 8 micro-batches")
+
+    def test_gives_a_rank_two_micro_batches_unless_told_otherwise(self):
+        (line,) = self.lines("--mesh", "pp=3,tp=2")
+        self.assertEqual((line["ranks"], line["microbatches"]), (3, 6))
+
+    def test_keeps_lines_within_the_width_and_says_what_is_cut(self):
+        result = run("simulate", "--mesh", "pp=4", "--microbatches", "64", "--width", "80")
+        self.assertEqual(max(map(len, result.stdout.splitlines())), 80)
+        self.assertIn("(cut: 72 of 201 columns; all of them need a width of 209)", result.stdout)
+
+    def test_takes_back_the_text_that_it_printed(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "mine.txt"
+            text = run("simulate", "--mesh", "pp=3", "--schedule", "zbv", "--schedule-text").stdout
+            file.write_text(text, encoding="utf-8")
+            (mine,) = self.lines("--schedule", f"file:{file}")
+            (original,) = self.lines("--mesh", "pp=3", "--schedule", "zbv")
+            self.assertEqual({**mine, "schedule": "zbv"}, original)
+
+
 class BadInput(unittest.TestCase):
     def test_a_planned_output_along_a_dim_that_is_not_there_is_named(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -209,6 +254,22 @@ class BadInput(unittest.TestCase):
         (["train", "--model", "mlp", "--mesh", "tp=2", "--sequence-parallel"], 2, ["sequence_parallel", "output.tp"]),
         (["train", "--model", "resnet", "--blocks", "2"], 2, ["blocks", "2", "3"]),
         (["verify", "--meshes", "all:2", "--ranks", "processes"], 2, ["threads"]),
+        (["simulate"], 2, ["--mesh", "pp=4"]),
+        (["simulate", "--mesh", "dp=2"], 2, ["dp=2", "no axis pp"]),
+        (["simulate", "--mesh", "pp=0"], 2, ["pp=0", "1 or more"]),
+        (["simulate", "--mesh", "pp=2,pp=2"], 2, ["pp=2", "once"]),
+        (["simulate", "--mesh", "pp=2,tq=2"], 2, ["\"tq\"", "\"tp\""]),
+        (["simulate", "--mesh", "pp=2", "--schedule", "1f1"], 2, ["\"1f1\"", "did you mean \"1f1b\""]),
+        (["simulate", "--mesh", "pp=2", "--chunks", "2"], 2, ["1f1b", "2 chunks", "allowed: 1"]),
+        (["simulate", "--mesh", "pp=2", "--chunks", "-1"], 2, ["--chunks -1"]),
+        (["simulate", "--mesh", "pp=2", "--microbatches", "-1"], 2, ["--microbatches -1"]),
+        (["simulate", "--mesh", "pp=4", "--schedule", "dualpipev", "--microbatches", "4"], 2,
+         ["4 micro-batches", "8 or more"]),
+        (["simulate", "--mesh", "pp=2", "--costs", "1,1"], 2, ["--costs \"1,1\"", "1,1,1"]),
+        (["simulate", "--mesh", "pp=2", "--costs", "1,x,1"], 2, ["--costs \"1,x,1\""]),
+        (["simulate", "--mesh", "pp=2", "--transfer", "-1"], 2, ["transfer", "0 or more"]),
+        (["simulate", "--mesh", "pp=2", "--schedule", "file:/nonexistent"], 2, ["/nonexistent"]),
+        (["simulate", "--mesh", "pp=2", "--schedule", "all", "--schedule-text"], 2, ["--schedule-text", "gpipe"]),
         (["run", "--nproc", "2"], 2, ["--"]),
         (["run", "--nproc", "2", "--", "/nonexistent"], 2, ["/nonexistent"]),
         (["run", "--nproc", "0", "--", "/bin/true"], 2, ["--nproc"]),
