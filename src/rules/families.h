@@ -26,6 +26,7 @@ void add_embedding_rules(tensor::RuleTable& table);
 void add_attention_rules(tensor::RuleTable& table);
 void add_loss_rules(tensor::RuleTable& table);
 void add_likelihood_rules(tensor::RuleTable& table);
+void add_ctc_rules(tensor::RuleTable& table);
 void add_random_rules(tensor::RuleTable& table);
 
 /// The rule for any operator whose output elements depend on the input elements at the same (broadcast) position.

@@ -29,6 +29,7 @@ const RuleTable& rule_table() {
     rules::add_attention_rules(table);
     rules::add_loss_rules(table);
     rules::add_likelihood_rules(table);
+    rules::add_ctc_rules(table);
     rules::add_random_rules(table);
     // The lists of foreach operators follow the rules of their elements.
     rules::add_foreach_rules(table);

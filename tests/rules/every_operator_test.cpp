@@ -99,6 +99,9 @@ const std::vector<Case>& cases() {
       {"cross_entropy_planes", [] { return Tensors{values({2, 5, 3, 2}), indices({2, 3, 2}, 5)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
       {"cross_entropy_of_two_classes", [] { return Tensors{values({4, 2}), indices({4}, 2)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1]), torch::softmax(x[0], 1)}; }},
       {"embedding_of_two_words", [] { return Tensors{values({2, 4}), indices({3, 5}, 2)}; }, [](const Tensors& x) { return Tensors{torch::embedding(x[0], x[1])}; }},
+      {"ctc", [] { return Tensors{values({6, 5, 4}), indices({5, 2}, 3)}; }, [](const Tensors& x) { const Tensor scores = torch::log_softmax(x[0], 2); const Tensor targets = x[1] + 1; const std::vector<std::int64_t> lengths{6, 5, 6, 4, 6}; return Tensors{torch::ctc_loss(scores, targets, lengths, {1, 1, 1, 2, 2}), torch::ctc_loss(scores, targets, lengths, {2, 2, 2, 1, 0}, 0, at::Reduction::None), torch::ctc_loss(scores, targets.flatten().narrow(0, 0, 7), lengths, {2, 1, 1, 2, 1}, 0, at::Reduction::Sum)}; }},
+      {"pad_circular", [] { return Tensors{values({4, 3, 5, 6})}; }, [](const Tensors& x) { return Tensors{torch::pad(x[0], {1, 2, 3, 0}, "circular"), torch::pad(x[0], {-1, 2, 0, -3}, "circular")}; }},
+      {"packed_sequence", [] { return Tensors{values({5, 4, 3})}; }, [](const Tensors& x) { const auto [data, sizes] = torch::_pack_padded_sequence(x[0], torch::tensor({5, 3, 3, 1}), false); const auto [padded, lengths] = torch::_pad_packed_sequence(data * 2, sizes, true, 0.5, 6); return Tensors{data, padded, lengths.to(at::kDouble), std::get<0>(torch::_pack_padded_sequence(x[0], torch::tensor({4, 4, 2, 1, 1}), true))}; }},
       {"mse", [] { return Tensors{values({5, 3}), values({5, 3}) * 2}; }, [](const Tensors& x) { return Tensors{torch::mse_loss(x[0], x[1]), torch::mse_loss(x[0], x[1], at::Reduction::Sum), torch::smooth_l1_loss(x[0], x[1]), torch::huber_loss(x[0], x[1])}; }},
   };
   return kCases;
@@ -419,6 +422,25 @@ TEST(SoftmaxAlongAShardedDim, KeepsItsShards) {
     const Tensor found = torch::log_softmax(scores, 1);
     EXPECT_EQ(placements(found), (Placements{Shard(1)}));
     EXPECT_TRUE(at::allclose(full(found), torch::log_softmax(values({4, 7}) * 20, 1), 1e-13, 1e-13));
+  });
+}
+
+TEST(CtcLoss, TakesLengthsThatAreMeshTensors) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor scores = torch::log_softmax(values({6, 4, 5}), 2);
+    const Tensor targets = indices({4, 2}, 4) + 1;
+    const Tensor lengths = torch::tensor({6, 5, 6, 4});
+    const Tensor target_lengths = torch::tensor({2, 1, 2, 2});
+    const auto cut = [&](const Tensor& tensor, std::int64_t dim) { return distribute(tensor, mesh, {Shard(dim)}); };
+    const Tensor found = torch::ctc_loss(cut(scores, 1), cut(targets, 0), cut(lengths, 0), cut(target_lengths, 0));
+    EXPECT_TRUE(at::allclose(full(found), torch::ctc_loss(scores, targets, lengths, target_lengths), 1e-13, 1e-13));
+  });
+}
+
+TEST(PackedSequence, RefusesLengthsThatAreNotSorted) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor input = distribute(values({5, 4, 3}), mesh, {Shard(1)});
+    EXPECT_THROW((void)torch::_pack_padded_sequence(input, torch::tensor({1, 3, 3, 5}), false), c10::Error);
   });
 }
 
