@@ -437,6 +437,20 @@ TEST(CtcLoss, TakesLengthsThatAreMeshTensors) {
   });
 }
 
+TEST(FractionalPooling, TakesTheSamplesOfRankZero) {
+  test::on_mesh("dp=2,tp=2", [](const Mesh& mesh) {
+    const Tensor input = values({4, 2, 6, 6});
+    const auto samples = [](int rank) { return (torch::arange(16, at::kDouble) * 0.37 + 0.2 * rank).remainder(1).view({4, 2, 2}); };
+    const Tensor expected = std::get<0>(torch::fractional_max_pool2d(input, {2, 2}, {3, 3}, samples(0)));
+    for (const Placements& placements :
+         {Placements{Shard(0), Replicate()}, Placements{Shard(0), Shard(0)}, Placements{Shard(1), Shard(0)}}) {
+      const Tensor spread_input = distribute(input, mesh, placements);
+      const Tensor found = std::get<0>(torch::fractional_max_pool2d(spread_input, {2, 2}, {3, 3}, samples(mesh.rank())));
+      EXPECT_TRUE(at::equal(full(found), expected));
+    }
+  });
+}
+
 TEST(PackedSequence, RefusesLengthsThatAreNotSorted) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const Tensor input = distribute(values({5, 4, 3}), mesh, {Shard(1)});
