@@ -15,6 +15,8 @@ void add_arrange_rules(tensor::RuleTable& table);
 void add_index_rules(tensor::RuleTable& table);
 void add_sort_rules(tensor::RuleTable& table);
 void add_reduce_rules(tensor::RuleTable& table);
+void add_distance_rules(tensor::RuleTable& table);
+void add_segment_rules(tensor::RuleTable& table);
 void add_softmax_rules(tensor::RuleTable& table);
 void add_norm_rules(tensor::RuleTable& table);
 void add_batch_norm_rules(tensor::RuleTable& table);

@@ -20,6 +20,8 @@ const RuleTable& rule_table() {
     rules::add_index_rules(table);
     rules::add_sort_rules(table);
     rules::add_reduce_rules(table);
+    rules::add_distance_rules(table);
+    rules::add_segment_rules(table);
     rules::add_softmax_rules(table);
     rules::add_norm_rules(table);
     rules::add_batch_norm_rules(table);
