@@ -132,10 +132,31 @@ void leading_rows(const OpCall& call, int axis, Rows& rows) {
   linear_rows(call, axis, rows, dim, stays ? dim : -1);
 }
 
+// block_diag(tensors): linear; blocks that are cut come out at places that no placement describes.
+void block_diagonal_rows(const OpCall& call, int axis, Rows& rows) {
+  const auto partial = [&](const TensorArg& tensor) { return tensor.placements[axis] == P; };
+  if (std::all_of(call.tensors.begin(), call.tensors.end(), partial)) add_uniform_row(call, rows, P, P);
+}
+
+// resize_as(self, the_template) of equal sizes changes nothing, however the template lies.
+void resize_rows(const OpCall& call, int axis, Rows& rows) {
+  if (call.tensor(0).sizes != call.tensor(1).sizes) return;
+  const Placement here = call.tensor(0).placements[axis];
+  add_row(call, rows, {here, call.tensor(1).placements[axis]}, {here});
+}
+void compute_unchanged(const c10::OperatorHandle& op, const Decision&, const Mesh&, torch::jit::Stack& stack) {
+  stack.emplace_back(pop_arguments(op, stack)[0].toTensor().clone());
+}
+void localise_resize(const OpCall& call, Decision& decision) {
+  if (call.tensor(0).sizes == call.tensor(1).sizes) decision.compute = compute_unchanged;
+}
+
 }  // namespace
 
 void add_arrange_rules(RuleTable& table) {
   for (const char* name : {"aten::flip", "aten::roll", "aten::rot90"}) table[name] = {.rows = moved_rows};
+  table["aten::block_diag"] = {.rows = block_diagonal_rows};
+  table["aten::resize_as"] = {.rows = resize_rows, .localise = localise_resize};
   table["aten::repeat"] = {.rows = repeat_rows};
   for (const char* name : {"aten::tril", "aten::triu"}) {
     table[name] = {.rows = triangle_rows, .localise = localise_triangle};

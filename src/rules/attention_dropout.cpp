@@ -4,13 +4,12 @@
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
 #include <ATen/ops/scaled_dot_product_attention_native.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
 
 #include <limits>
 
-#include "tensor/rule.h"
+#include "rules/composites.h"
 
-namespace tessera::tensor {
+namespace tessera::rules {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -35,12 +34,6 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
 
 }  // namespace
 
-void register_composites() {
-  // A kernel of the mesh key alone would take the autograd key's composite away.
-  static torch::Library forward(torch::Library::IMPL, "aten", kMeshKey, __FILE__, __LINE__);
-  static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse3, __FILE__,
-                                 __LINE__);
-  for (torch::Library* library : {&forward, &autograd}) library->impl("scaled_dot_product_attention", attention);
-}
+void add_attention_composites(torch::Library& library) { library.impl("scaled_dot_product_attention", attention); }
 
-}  // namespace tessera::tensor
+}  // namespace tessera::rules

@@ -2,6 +2,7 @@
 // Batch norm: statistics over a sharded batch are those of the whole batch.
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
 
 #include "rules/families.h"
 #include "rules/rows.h"
@@ -67,6 +68,8 @@ void update_running(const Arguments& arguments, const Moments& moments, double c
 
 // native_batch_norm(input, weight?, bias?, running_mean?, running_var?, training, momentum, eps)
 // _native_batch_norm_legit(input, weight?, bias?, [running_mean, running_var,] training, momentum, eps)
+// _batch_norm_with_update(input, weight?, bias?, running_mean, running_var, momentum, eps), whose last output is a
+// reserve that is empty on a CPU
 void compute_batch_norm(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
                         torch::jit::Stack& stack) {
   const Arguments arguments = pop_arguments(op, stack);
@@ -79,14 +82,17 @@ void compute_batch_norm(const c10::OperatorHandle& op, const Decision& decision,
   at::Tensor output = (input - along_channels(moments.mean, input.dim())) * along_channels(inverse, input.dim());
   if (has(arguments[1])) output = output * along_channels(arguments[1].toTensor(), input.dim());
   if (has(arguments[2])) output = output + along_channels(arguments[2].toTensor(), input.dim());
-  if (arguments.size() == 8) update_running(arguments, moments, count, momentum, 3);
+  const bool keeps_statistics = op.schema().arguments()[3].name() == "running_mean";
+  if (keeps_statistics) update_running(arguments, moments, count, momentum, 3);
   stack.emplace_back(output.to(input.scalar_type()));
   stack.emplace_back(moments.mean);
   stack.emplace_back(inverse);
+  if (op.schema().returns().size() == 4) stack.emplace_back(at::empty({0}, input.options().dtype(at::kByte)));
 }
 
 // native_batch_norm_backward(grad_out, input, weight?, running_mean?, running_var?, save_mean?, save_invstd?, train,
-// eps, output_mask) -> (grad_input, grad_weight, grad_bias), the last two as partial sums
+// eps, output_mask) -> (grad_input, grad_weight, grad_bias), the last two as partial sums; batch_norm_backward has the
+// reserve behind them
 void compute_batch_norm_backward(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
                                  torch::jit::Stack& stack) {
   const Arguments arguments = pop_arguments(op, stack);
@@ -119,10 +125,10 @@ void compute_batch_norm_backward(const c10::OperatorHandle& op, const Decision& 
 }
 
 bool is_training(const OpCall& call) {
-  for (const char* name : {"training", "train"}) {
+  for (const char* name : {"training", "train", "update"}) {
     if (const int index = call.index_of(name); index >= 0) return call.argument(index).toBool();
   }
-  return false;
+  return true;
 }
 
 /// `inputs` tensors come first and have the input's sizes; what follows has one number per channel.
@@ -136,6 +142,9 @@ void channel_rows(const OpCall& call, int axis, Rows& rows, int inputs, bool bac
     for (int i = 0; i < inputs; ++i) row.inputs[static_cast<std::size_t>(i)] = S(dim);
     row.outputs.resize(static_cast<std::size_t>(call.num_outputs()), dim == 1 ? S(0) : backward ? P : R);
     row.outputs[0] = S(dim);
+    // The reserve is this rank's own business.
+    if (call.index_of("reserve") >= 0) row.inputs.back() = R;
+    if (row.outputs.size() == 4) row.outputs.back() = R;
     rows.push_back(std::move(row));
   }
 }
@@ -164,16 +173,21 @@ void localise_batch_norm_backward(const OpCall& call, Decision& decision) {
 std::vector<Sizes> statistics_sizes(const OpCall& call) {
   const at::IntArrayRef input = call.tensor(0).sizes;
   const Sizes channels{is_training(call) ? input[1] : 0};
-  return {Sizes(input.begin(), input.end()), channels, channels};
+  std::vector<Sizes> sizes{Sizes(input.begin(), input.end()), channels, channels};
+  if (call.num_outputs() == 4) sizes.push_back(Sizes{0});
+  return sizes;
 }
 
 }  // namespace
 
 void add_batch_norm_rules(RuleTable& table) {
   const Rule forward{.rows = batch_norm_rows, .localise = localise_batch_norm, .output_sizes = statistics_sizes};
-  for (const char* name : {"aten::native_batch_norm", "aten::_native_batch_norm_legit"}) table[name] = forward;
-  table["aten::native_batch_norm_backward"] = {.rows = batch_norm_backward_rows,
-                                               .localise = localise_batch_norm_backward};
+  for (const char* name :
+       {"aten::native_batch_norm", "aten::_native_batch_norm_legit", "aten::_batch_norm_with_update"}) {
+    table[name] = forward;
+  }
+  const Rule backward{.rows = batch_norm_backward_rows, .localise = localise_batch_norm_backward};
+  for (const char* name : {"aten::native_batch_norm_backward", "aten::batch_norm_backward"}) table[name] = backward;
 }
 
 }  // namespace tessera::rules

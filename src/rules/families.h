@@ -15,6 +15,8 @@ void add_arrange_rules(tensor::RuleTable& table);
 void add_index_rules(tensor::RuleTable& table);
 void add_sort_rules(tensor::RuleTable& table);
 void add_reduce_rules(tensor::RuleTable& table);
+void add_distance_rules(tensor::RuleTable& table);
+void add_segment_rules(tensor::RuleTable& table);
 void add_softmax_rules(tensor::RuleTable& table);
 void add_norm_rules(tensor::RuleTable& table);
 void add_batch_norm_rules(tensor::RuleTable& table);
@@ -26,6 +28,7 @@ void add_embedding_rules(tensor::RuleTable& table);
 void add_attention_rules(tensor::RuleTable& table);
 void add_loss_rules(tensor::RuleTable& table);
 void add_likelihood_rules(tensor::RuleTable& table);
+void add_ctc_rules(tensor::RuleTable& table);
 void add_random_rules(tensor::RuleTable& table);
 
 /// The rule for any operator whose output elements depend on the input elements at the same (broadcast) position.

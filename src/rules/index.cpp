@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Looking up and writing by index: what is not indexed may stay sharded, and so may the indices themselves.
+#include <ATen/ops/zeros.h>
+
 #include <algorithm>
 
 #include "rules/families.h"
+#include "rules/index_range.h"
 #include "rules/rows.h"
+#include "tessera/base/error.h"
 
 namespace tessera::rules {
 namespace {
@@ -197,6 +201,78 @@ void take_rows(const OpCall& call, int axis, Rows& rows) {
   if (cut >= 0) add_row(call, rows, {R, S(cut)}, {S(cut)});
 }
 
+// put(self, index, source, accumulate): a sum may be spread over the ranks; which of several writes lasts may not.
+void put_rows(const OpCall& call, int axis, Rows& rows) {
+  if (!call.named("accumulate").toBool() || call.tensor(1).sizes != call.tensor(2).sizes) return;
+  if (call.tensor(2).placements[axis] == P) add_row(call, rows, {P, R, P}, {P});
+  for (const int tensor : {1, 2}) {
+    const std::int64_t cut = sharded_dim(call, tensor, axis);
+    if (cut >= 0) add_row(call, rows, {P, S(cut), S(cut)}, {P});
+  }
+}
+
+// masked_scatter(self, mask, source): the k-th element that is masked takes the k-th of the source.
+void masked_scatter_rows(const OpCall& call, int axis, Rows& rows) {
+  if (call.tensor(0).sizes != call.tensor(1).sizes || call.tensor(0).dim() == 0) return;
+  if (contains(c10::SmallVector<std::int64_t, 2>{sharded_dim(call, 0, axis), sharded_dim(call, 1, axis)}, 0)) {
+    add_row(call, rows, {S(0), S(0), R}, {S(0)});
+  }
+}
+
+// masked_scatter_backward(grad_output, mask, sizes): the gradient of the source, to which every rank adds its part.
+void masked_scatter_backward_rows(const OpCall& call, int axis, Rows& rows) {
+  if (call.tensor(0).sizes != call.tensor(1).sizes || call.tensor(0).dim() == 0) return;
+  if (contains(sharded_dims(call, axis), 0)) add_row(call, rows, {S(0), S(0)}, {P});
+}
+
+/// How many elements are masked in front of this rank's rows, and in all rows. decision.notes: the number of all rows,
+/// the first of this rank, and the axes over which they are cut.
+struct MaskedBefore {
+  std::int64_t here;
+  std::int64_t total;
+
+  MaskedBefore(const at::Tensor& mask, const Decision& decision, const Mesh& mesh) {
+    const std::int64_t first = decision.notes[1];
+    at::Tensor counts = at::zeros({decision.notes[0]}, mask.options().dtype(at::kLong));
+    if (mask.numel() > 0) counts.narrow(0, first, mask.size(0)).copy_(mask.reshape({mask.size(0), -1}).sum(1));
+    mesh.across(static_cast<unsigned>(decision.notes[2])).all_reduce(counts);
+    here = counts.narrow(0, 0, first).sum().item<std::int64_t>();
+    total = counts.sum().item<std::int64_t>();
+  }
+};
+
+void compute_masked_scatter(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                            torch::jit::Stack& stack) {
+  const MaskedBefore masked(stack[stack.size() - 2].toTensor(), decision, mesh);
+  const at::Tensor source = stack.back().toTensor().flatten();
+  check<ShapeError>(masked.total <= source.numel(),
+                    "masked_scatter: {} elements are masked, but the source has {}; give it one for each", masked.total,
+                    source.numel());
+  stack.back() = source.slice(0, masked.here);
+  op.callBoxed(stack);
+}
+
+void compute_masked_scatter_backward(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                                     torch::jit::Stack& stack) {
+  const auto arguments = pop_arguments(op, stack);
+  const at::Tensor gradient = arguments[0].toTensor();
+  const at::Tensor mask = arguments[1].toTensor();
+  const MaskedBefore masked(mask, decision, mesh);
+  const at::Tensor own = gradient.masked_select(mask);
+  const at::Tensor result = at::zeros(arguments[2].toIntVector(), gradient.options());
+  result.view(-1).narrow(0, masked.here, own.numel()).copy_(own);
+  stack.emplace_back(result);
+}
+
+template <tensor::Compute Work>
+void localise_masked(const OpCall& call, Decision& decision) {
+  const unsigned axes = axes_cutting(decision.inputs[0], 0);
+  if (axes == 0) return;
+  const std::int64_t size = call.tensor(0).sizes[0];
+  decision.notes = {size, tensor::local_extent(size, 0, decision.inputs[0], call.mesh).offset, axes};
+  decision.compute = Work;
+}
+
 // select_scatter(self, src, dim, index), slice_scatter(self, src, dim, start, end, step)
 template <bool Selects>
 void write_slice_rows(const OpCall& call, int axis, Rows& rows) {
@@ -241,6 +317,10 @@ void add_index_rules(RuleTable& table) {
     table[name] = {.rows = index_put_rows};
   }
   table["aten::take"] = {.rows = take_rows};
+  table["aten::put"] = {.rows = put_rows};
+  table["aten::masked_scatter"] = {.rows = masked_scatter_rows, .localise = localise_masked<compute_masked_scatter>};
+  table["aten::masked_scatter_backward"] = {.rows = masked_scatter_backward_rows,
+                                            .localise = localise_masked<compute_masked_scatter_backward>};
   table["aten::select_scatter"] = {.rows = write_slice_rows<true>};
   table["aten::slice_scatter"] = {.rows = write_slice_rows<false>};
   table["aten::bucketize"] = {.rows = bucketize_rows};

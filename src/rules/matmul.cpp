@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Matrix products: rows of the left, columns of the right, or the summed dim may be sharded.
+#include <array>
+
 #include "rules/families.h"
 #include "rules/rows.h"
 
@@ -96,6 +98,49 @@ void activated_rows(const OpCall& call, int axis, Rows& rows) {
   }
 }
 
+// _trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, ..): the tensors are given further dims of size 1 until all
+// have the same, are multiplied, and `sumdim` is summed over.
+struct Trilinear {
+  std::array<c10::DimVector, 3> expanded;
+  c10::DimVector summed;
+
+  explicit Trilinear(const OpCall& call)
+      : expanded{call.named("expand1").toDimVector(), call.named("expand2").toDimVector(),
+                 call.named("expand3").toDimVector()},
+        summed(call.named("sumdim").toDimVector()) {}
+
+  [[nodiscard]] static std::int64_t before(const c10::DimVector& dims, std::int64_t dim) {
+    return std::count_if(dims.begin(), dims.end(), [&](std::int64_t other) { return other < dim; });
+  }
+  /// Where tensor `index` has common dim `dim`; -1 if it has not, or only in size 1.
+  [[nodiscard]] std::int64_t own_dim(const OpCall& call, std::size_t index, std::int64_t dim) const {
+    if (contains(expanded[index], dim)) return -1;
+    const std::int64_t own = dim - before(expanded[index], dim);
+    return call.tensors[index].sizes[static_cast<std::size_t>(own)] == 1 ? -1 : own;
+  }
+};
+
+void trilinear_rows(const OpCall& call, int axis, Rows& rows) {
+  const Trilinear product(call);
+  const auto dims = call.tensor(0).dim() + static_cast<std::int64_t>(product.expanded[0].size());
+  for (std::int64_t dim = 0; dim < dims; ++dim) {
+    Row row;
+    bool follows = false;
+    for (std::size_t i = 0; i < 3; ++i) {
+      const std::int64_t own = product.own_dim(call, i, dim);
+      row.inputs.push_back(own < 0 ? R : S(own));
+      follows = follows || (own >= 0 && call.tensors[i].placements[axis] == S(own));
+    }
+    row.outputs.push_back(contains(product.summed, dim) ? P : S(dim - Trilinear::before(product.summed, dim)));
+    if (follows) rows.push_back(std::move(row));
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    Row row{{R, R, R}, {P}};
+    row.inputs[i] = P;
+    if (call.tensors[i].placements[axis] == P) rows.push_back(std::move(row));
+  }
+}
+
 }  // namespace
 
 void add_matmul_rules(RuleTable& table) {
@@ -110,6 +155,7 @@ void add_matmul_rules(RuleTable& table) {
   table["aten::addmv"] = {.rows = added_mv_rows};
   table["aten::addr"] = {.rows = added_outer_rows};
   table["aten::addbmm"] = {.rows = added_batch_sum_rows};
+  table["aten::_trilinear"] = {.rows = trilinear_rows};
 }
 
 }  // namespace tessera::rules

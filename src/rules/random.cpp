@@ -3,7 +3,11 @@
 // tensor.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/special_gammaincc.h>
+#include <ATen/ops/where.h>
 
 #include <algorithm>
 #include <array>
@@ -155,6 +159,81 @@ void localise_dropout(const OpCall& call, Decision& decision) {
   decision.compute = compute_dropout;
 }
 
+/// rrelu_with_noise(self, noise, lower, upper, training): negative elements times a slope that is drawn and left in
+/// `noise`, where others have 1.
+void compute_rrelu(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                   torch::jit::Stack& stack) {
+  const auto values = pop_arguments(op, stack);
+  const Arguments call{op.schema(), values};
+  if (!call.find("training")->toBool()) {
+    stack.insert(stack.end(), values.begin(), values.end());
+    op.callBoxed(stack);
+    return;
+  }
+  const double lower = call.number("lower");
+  const double upper = call.number("upper");
+  const at::Tensor self = call.first_tensor();
+  const at::Tensor noise = call.find("noise")->toTensor();
+  refuse_what_cannot_be_drawn(call, self);
+  call.require(lower <= upper, "lower = {} is above upper = {}", lower, upper);
+  tensor::fill_uniform(noise, box_of(decision, mesh), tensor::MeshRuntime::of(mesh).next_stream(), lower, upper);
+  noise.masked_fill_(self.gt(0), 1);
+  stack.emplace_back(call.in_place() ? self.mul_(noise) : self.mul(noise));
+}
+
+void localise_rrelu(const OpCall& call, Decision& decision) {
+  decision.notes.assign(call.tensor(0).sizes.begin(), call.tensor(0).sizes.end());
+  decision.compute = compute_rrelu;
+}
+
+/// multinomial(self [C] or [N, C], num_samples, replacement): rows stand alone.
+void multinomial_rows(const OpCall& call, int axis, Rows& rows) {
+  if (call.tensor(0).dim() == 2 && sharded_dim(call, 0, axis) == 0) add_row(call, rows, {S(0)}, {S(0)});
+}
+
+/// With replacement: where a uniform number falls among the summed probabilities. Without: the largest of p / e, where
+/// e is drawn from the exponential distribution, as LibTorch does.
+at::Tensor sample_rows(const at::Tensor& weights, std::int64_t num_samples, bool replacement, const Box& drawn,
+                       const PhiloxStream& stream) {
+  Sizes sizes;
+  for (const Extent& extent : drawn.extents) sizes.push_back(extent.length);
+  const at::Tensor numbers = at::empty(sizes, weights.options());
+  if (!replacement) {
+    tensor::fill_exponential(numbers, drawn, stream, 1);
+    return std::get<1>(weights.div(numbers).topk(num_samples, -1));
+  }
+  tensor::fill_uniform(numbers, drawn, stream, 0, 1);
+  const at::Tensor sums = weights.cumsum(-1);
+  // Divided by its own last element, the last is 1 and above every number that is drawn.
+  return at::searchsorted(sums.div(sums.narrow(-1, sums.size(-1) - 1, 1)), numbers, /*out_int32=*/false,
+                          /*right=*/true);
+}
+
+void compute_multinomial(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                         torch::jit::Stack& stack) {
+  const auto values = pop_arguments(op, stack);
+  const Arguments call{op.schema(), values};
+  const std::int64_t num_samples = call.find("num_samples")->toInt();
+  const bool replacement = call.find("replacement")->toBool();
+  const at::Tensor weights = call.first_tensor().to(at::kDouble);
+  refuse_what_cannot_be_drawn(call, call.first_tensor());
+  call.require(num_samples > 0 && (replacement || num_samples <= weights.size(-1)),
+               "num_samples is {} of {} categories; allowed: 1 and above, without replacement at most as many",
+               num_samples, weights.size(-1));
+  const bool legal = weights.ge(0).logical_and(weights.isfinite()).all().item<bool>() &&
+                     weights.sum(-1).gt(0).all().item<bool>();
+  call.require(legal, "a probability is negative or not finite, or all of a row are zero");
+  Sizes drawn(decision.notes.begin(), decision.notes.end());
+  if (replacement) drawn.back() = num_samples;
+  stack.emplace_back(sample_rows(weights, num_samples, replacement, Box::of(drawn, decision.outputs[0], mesh),
+                                 tensor::MeshRuntime::of(mesh).next_stream()));
+}
+
+void localise_multinomial(const OpCall& call, Decision& decision) {
+  decision.notes.assign(call.tensor(0).sizes.begin(), call.tensor(0).sizes.end());
+  decision.compute = compute_multinomial;
+}
+
 void require_floating_point(const Arguments& call, const at::Tensor& local) {
   call.require(local.is_floating_point(), "the tensor is of {}; allowed: floating point",
                at::toString(local.scalar_type()));
@@ -271,6 +350,26 @@ void draw_cauchy(const Arguments& call, const at::Tensor& local, const Box& box,
   tensor::fill_cauchy(local, box, stream, call.number("median", 0), sigma);
 }
 
+/// The smallest number whose summed probability exceeds a uniform one, found by halving: any rate, and one draw each.
+void draw_poisson(const Arguments& call, const at::Tensor& local, const Box& box, const PhiloxStream& stream) {
+  require_floating_point(call, local);
+  const at::Tensor rate = call.first_tensor().to(at::kDouble);
+  call.require(rate.ge(0).all().item<bool>(), "a rate is below 0");
+  if (local.numel() == 0) return;
+  const at::Tensor uniform = at::empty_like(rate);
+  tensor::fill_uniform(uniform, box, stream, 0, 1);
+  at::Tensor below = at::full_like(rate, -1);
+  // Twelve standard deviations up: out of reach of any double below 1, as 40 is for small rates.
+  at::Tensor above = rate.sqrt().mul_(12).add_(rate).add_(40).ceil_();
+  while (above.sub(below).max().item<double>() > 1) {
+    const at::Tensor middle = below.add(above).div_(2).floor_();
+    const at::Tensor exceeds = at::special_gammaincc(middle.add(1), rate).gt(uniform);
+    above = at::where(exceeds, middle, above);
+    below = at::where(exceeds, below, middle);
+  }
+  local.copy_(above);
+}
+
 void draw_unit(const Arguments& call, const at::Tensor& local, const Box& box, const PhiloxStream& stream) {
   require_floating_point(call, local);
   tensor::fill_uniform(local, box, stream, 0, 1);
@@ -297,6 +396,7 @@ constexpr std::array kOperators{
     RandomOperator{"aten::geometric", like_rows, draw_geometric},
     RandomOperator{"aten::log_normal", like_rows, draw_log_normal},
     RandomOperator{"aten::cauchy", like_rows, draw_cauchy},
+    RandomOperator{"aten::poisson", value_rows, draw_poisson},
 };
 
 template <std::size_t... kIndex>
@@ -318,6 +418,8 @@ const RandomOperator* find_operator(const c10::OperatorHandle& op) {
 
 void add_random_rules(RuleTable& table) {
   table["aten::native_dropout"] = {.rows = value_rows, .localise = localise_dropout};
+  table["aten::rrelu_with_noise"] = {.rows = value_rows, .localise = localise_rrelu};
+  table["aten::multinomial"] = {.rows = multinomial_rows, .localise = localise_multinomial};
   add_operators(table, std::make_index_sequence<kOperators.size()>());
 }
 

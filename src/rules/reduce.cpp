@@ -12,6 +12,7 @@
 #include <span>
 
 #include "rules/families.h"
+#include "rules/reductions.h"
 #include "rules/rows.h"
 
 namespace tessera::rules {
@@ -258,8 +259,6 @@ void norm_rows(const OpCall& call, int axis, Rows& rows) {
   reduction_rows(call, axis, rows, possible ? std::optional(R) : std::nullopt);
 }
 
-void localise_norm(const OpCall& call, Decision& decision);
-
 double order_of(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments) {
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const std::string& name = op.schema().arguments()[i].name();
@@ -267,6 +266,8 @@ double order_of(const c10::OperatorHandle& op, const std::vector<c10::IValue>& a
   }
   return 2.0;
 }
+
+}  // namespace
 
 void compute_norm(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
                   torch::jit::Stack& stack) {
@@ -284,6 +285,8 @@ void compute_norm(const c10::OperatorHandle& op, const Decision& decision, const
   }
   stack.back() = extreme || order == 0 ? norm : at::pow(norm, 1.0 / order);
 }
+
+namespace {
 
 void localise_norm(const OpCall& call, Decision& decision) {
   decision.notes = axes_reduced_over(call, decision);

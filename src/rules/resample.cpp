@@ -15,6 +15,43 @@ void plane_rows(const OpCall& call, int axis, Rows& rows) {
   }
 }
 
+// fractional_max_pool*(self [N, C, ..] or [C, ..], kernel_size, output_size, random_samples [N, C, d]) -> (output,
+// indices)
+template <std::int64_t Spatial>
+void fractional_rows(const OpCall& call, int axis, Rows& rows) {
+  const std::int64_t dim = sharded_dim(call, 0, axis);
+  const bool plane = dim >= call.tensor(0).dim() - Spatial;
+  if (dim < 0 || plane || !leaves_no_rank_empty(call, call.tensor(0), dim, axis)) return;
+  add_row(call, rows, {S(dim), R}, {S(dim), S(dim)});
+}
+
+/// The samples may come from torch::rand, as torch::nn::FractionalMaxPool2d draws them: a plain tensor that differs
+/// from rank to rank. Those of rank 0 count. decision.notes: offset and length of this rank's part of their first two dims.
+void compute_fractional(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
+                        torch::jit::Stack& stack) {
+  at::Tensor samples = stack.back().toTensor().clone(at::MemoryFormat::Contiguous);
+  mesh.everyone().broadcast(samples, 0);
+  for (const int dim : {0, 1}) {
+    samples = samples.narrow(dim, decision.notes[static_cast<std::size_t>(2 * dim)],
+                             decision.notes[static_cast<std::size_t>(2 * dim + 1)]);
+  }
+  stack.back() = samples;
+  op.callBoxed(stack);
+}
+
+template <std::int64_t Spatial>
+void localise_fractional(const OpCall& call, Decision& decision) {
+  const std::int64_t leading = call.tensor(0).dim() - Spatial;
+  for (const std::int64_t dim : {0, 1}) {
+    const std::int64_t size = call.tensor(1).sizes[static_cast<std::size_t>(dim)];
+    // A sample without batch dim has one row of samples.
+    const auto own = static_cast<int>(dim - (2 - leading));
+    const Extent part = own < 0 ? Extent{0, size} : tensor::local_extent(size, own, decision.inputs[0], call.mesh);
+    decision.notes.insert(decision.notes.end(), {part.offset, part.length});
+  }
+  decision.compute = compute_fractional;
+}
+
 /// upsample_*_backward(grad_output, output_size, input_size, ...): the sizes among the arguments are whole.
 std::vector<Sizes> input_size_argument(const OpCall& call) {
   const auto sizes = call.named("input_size").toDimVector();
@@ -52,17 +89,19 @@ void add_resample_rules(RuleTable& table) {
   for (const char* name :
        {"aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward", "aten::avg_pool2d",
         "aten::avg_pool2d_backward", "aten::_adaptive_avg_pool2d", "aten::_adaptive_avg_pool2d_backward",
-        "aten::adaptive_max_pool2d", "aten::adaptive_max_pool2d_backward", "aten::fractional_max_pool2d",
-        "aten::fractional_max_pool2d_backward", "aten::max_unpool2d"}) {
+        "aten::adaptive_max_pool2d", "aten::adaptive_max_pool2d_backward", "aten::fractional_max_pool2d_backward",
+        "aten::max_unpool2d"}) {
     table[name] = {.rows = plane_rows<2>};
   }
   for (const char* name :
        {"aten::max_pool3d_with_indices", "aten::max_pool3d_with_indices_backward", "aten::avg_pool3d",
         "aten::avg_pool3d_backward", "aten::_adaptive_avg_pool3d", "aten::_adaptive_avg_pool3d_backward",
-        "aten::adaptive_max_pool3d", "aten::adaptive_max_pool3d_backward", "aten::fractional_max_pool3d",
-        "aten::fractional_max_pool3d_backward", "aten::max_unpool3d"}) {
+        "aten::adaptive_max_pool3d", "aten::adaptive_max_pool3d_backward", "aten::fractional_max_pool3d_backward",
+        "aten::max_unpool3d"}) {
     table[name] = {.rows = plane_rows<3>};
   }
+  table["aten::fractional_max_pool2d"] = {.rows = fractional_rows<2>, .localise = localise_fractional<2>};
+  table["aten::fractional_max_pool3d"] = {.rows = fractional_rows<3>, .localise = localise_fractional<3>};
   const auto add_upsample = [&](const std::string& name, void (*rows)(const OpCall&, int, Rows&)) {
     table[name] = {.rows = rows};
     table[name + "_backward"] = {.rows = rows, .localise = localise_input_size, .output_sizes = input_size_argument};

@@ -20,6 +20,8 @@ const RuleTable& rule_table() {
     rules::add_index_rules(table);
     rules::add_sort_rules(table);
     rules::add_reduce_rules(table);
+    rules::add_distance_rules(table);
+    rules::add_segment_rules(table);
     rules::add_softmax_rules(table);
     rules::add_norm_rules(table);
     rules::add_batch_norm_rules(table);
@@ -29,6 +31,7 @@ const RuleTable& rule_table() {
     rules::add_attention_rules(table);
     rules::add_loss_rules(table);
     rules::add_likelihood_rules(table);
+    rules::add_ctc_rules(table);
     rules::add_random_rules(table);
     // The lists of foreach operators follow the rules of their elements.
     rules::add_foreach_rules(table);

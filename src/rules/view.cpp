@@ -192,9 +192,12 @@ void stack_rows(const OpCall& call, int axis, Rows& rows) { joined_rows(call, ax
 
 void localise_view(const OpCall& call, Decision& decision) {
   localise_sizes<view_sizes>(call, decision);
-  // The shard may be laid out otherwise than the whole shows.
-  const bool ambiguous = tensor::strides_are_ambiguous(decision.inputs[0], call.mesh, call.tensor(0).sizes);
-  if (ambiguous && !reinterprets(call)) decision.compute = compute_alias;
+  // The shard, or what it is gathered to, may be laid out otherwise than the whole shows.
+  const auto ambiguous = [&](const Placements& placements) {
+    return tensor::strides_are_ambiguous(placements, call.mesh, call.tensor(0).sizes);
+  };
+  const bool maybe_copies = ambiguous(call.tensor(0).placements) || ambiguous(decision.inputs[0]);
+  if (maybe_copies && !reinterprets(call)) decision.compute = compute_alias;
 }
 
 void localise_alias(const OpCall& call, Decision& decision) {

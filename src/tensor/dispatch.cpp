@@ -77,6 +77,7 @@ void register_all(torch::Library& aten) {
     if (!name.name.starts_with("aten::")) continue;
     const auto op = dispatcher.findOp(name);
     if (!op || !op->hasSchema() || op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) continue;
+    if (op->hasKernelForDispatchKey(kMeshKey)) continue;  // a composite of ours
     aten.impl(local_name(name).c_str(), shares_storage(name) ? boxed<SharingKernel>() : boxed<MeshKernel>());
   }
 }
@@ -97,6 +98,7 @@ void register_operators() {
   std::call_once(once, [] {
     static torch::Library aten(torch::Library::IMPL, "aten", kMeshKey, __FILE__, __LINE__);
     static torch::Library any(torch::Library::IMPL, "_", kMeshKey, __FILE__, __LINE__);
+    register_composites();
     register_all(aten);
     static torch::Library autograd(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse3, __FILE__,
                                    __LINE__);
@@ -104,7 +106,6 @@ void register_operators() {
       library->impl("_has_compatible_shallow_copy_type", can_take_data_of);
     }
     any.fallback(torch::CppFunction::makeFromBoxedFunction<&other_namespaces>());
-    register_composites();
   });
 }
 

@@ -65,7 +65,7 @@ const std::vector<Case>& cases() {
       {"pooling", [] { return Tensors{values({4, 3, 6, 6})}; }, [](const Tensors& x) { return Tensors{torch::max_pool2d(x[0], 2), torch::avg_pool2d(x[0], 2)}; }},
       {"embedding", [] { return Tensors{values({7, 4}), indices({3, 5}, 7)}; }, [](const Tensors& x) { return Tensors{torch::embedding(x[0], x[1])}; }},
       {"attention", [] { return Tensors{values({2, 4, 5, 3}), values({2, 4, 5, 3}) * 2, values({2, 4, 5, 3}) + 1}; }, [](const Tensors& x) { return Tensors{torch::scaled_dot_product_attention(x[0], x[1], x[2], {}, 0.0, true)}; }},
-      {"reshape_transposed", [] { return Tensors{values({3, 4, 5, 2})}; }, [](const Tensors& x) { return Tensors{x[0].transpose(2, 3).reshape({12, 2, 5}), torch::matmul(x[0], x[0].transpose(2, 3))}; }},
+      {"reshape_transposed", [] { return Tensors{values({3, 4, 5, 2})}; }, [](const Tensors& x) { return Tensors{x[0].transpose(2, 3).reshape({12, 2, 5}), x[0].transpose(1, 2).flatten(1, 2), x[0].select(3, 1).transpose(0, 2).flatten(0, 1), torch::matmul(x[0], x[0].transpose(2, 3))}; }},
       {"cross_entropy", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
       {"cross_entropy_ignore", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { namespace F = torch::nn::functional; return Tensors{F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().ignore_index(3)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kSum)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kNone))}; }},
       {"gather_take", [] { return Tensors{values({4, 6}), indices({4, 6}, 4)}; }, [](const Tensors& x) { return Tensors{torch::gather(x[0], 0, x[1]), torch::take(x[0].detach(), x[1])}; }},
@@ -99,6 +99,19 @@ const std::vector<Case>& cases() {
       {"cross_entropy_planes", [] { return Tensors{values({2, 5, 3, 2}), indices({2, 3, 2}, 5)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
       {"cross_entropy_of_two_classes", [] { return Tensors{values({4, 2}), indices({4}, 2)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1]), torch::softmax(x[0], 1)}; }},
       {"embedding_of_two_words", [] { return Tensors{values({2, 4}), indices({3, 5}, 2)}; }, [](const Tensors& x) { return Tensors{torch::embedding(x[0], x[1])}; }},
+      {"bilinear", [] { return Tensors{values({4, 3}), values({4, 2}), values({5, 3, 2}), values({5})}; }, [](const Tensors& x) { return Tensors{torch::bilinear(x[0], x[1], x[2], x[3])}; }},
+      {"batch_norm_with_update", [] { return Tensors{values({6, 4, 3}), values({4}) + 2, values({4})}; }, [](const Tensors& x) { Tensor mean = at::zeros({4}, at::kDouble); Tensor variance = at::ones({4}, at::kDouble); return Tensors{std::get<0>(at::_batch_norm_with_update(x[0], x[1], x[2], mean, variance, 0.3, 1e-5)), mean, variance}; }},
+      {"distance", [] { return Tensors{values({4, 6}), values({4, 6}) * 2 + 1}; }, [](const Tensors& x) { const double infinity = std::numeric_limits<double>::infinity(); return Tensors{torch::dist(x[0], x[1]), torch::dist(x[0], x[1], 1), torch::dist(x[0], x[1], 3), torch::dist(x[0], x[1], infinity)}; }},
+      {"pairwise_distances", [] { return Tensors{values({5, 6})}; }, [](const Tensors& x) { const double infinity = std::numeric_limits<double>::infinity(); return Tensors{torch::pdist(x[0]), torch::pdist(x[0], 1), torch::pdist(x[0], 3), torch::pdist(x[0], infinity)}; }},
+      {"put", [] { return Tensors{values({4, 6}), values({2, 3}) + 2}; }, [](const Tensors& x) { const Tensor index = torch::tensor({{2, 9, 20}, {2, 23, 0}}); const Tensor others = torch::tensor({{2, 9, 20}, {5, 23, 0}}); return Tensors{torch::put(x[0], index, x[1], true), torch::put(x[0], others, x[1]), x[0].clone().put_(index, x[1], true)}; }},
+      {"masked_scatter", [] { return Tensors{values({4, 6}), values({30}) + 2}; }, [](const Tensors& x) { return Tensors{torch::masked_scatter(x[0], x[0].gt(0.1), x[1]), x[0].clone().masked_scatter_(x[0].lt(0.1), x[1]), torch::masked_scatter(x[0], values({6}).gt(0), x[1])}; }},
+      {"ctc", [] { return Tensors{values({6, 5, 4}), indices({5, 2}, 3)}; }, [](const Tensors& x) { const Tensor scores = torch::log_softmax(x[0], 2); const Tensor targets = x[1] + 1; const std::vector<std::int64_t> lengths{6, 5, 6, 4, 6}; return Tensors{torch::ctc_loss(scores, targets, lengths, {1, 1, 1, 2, 2}), torch::ctc_loss(scores, targets, lengths, {2, 2, 2, 1, 0}, 0, at::Reduction::None), torch::ctc_loss(scores, targets.flatten().narrow(0, 0, 7), lengths, {2, 1, 1, 2, 1}, 0, at::Reduction::Sum)}; }},
+      {"block_diag", [] { return Tensors{values({2, 3}), values({4, 2})}; }, [](const Tensors& x) { return Tensors{torch::block_diag({x[0], x[1]})}; }},
+      {"bincount", [] { return Tensors{indices({10}, 7), values({10})}; }, [](const Tensors& x) { return Tensors{torch::bincount(x[0]).to(at::kDouble) * x[1].sum(), torch::bincount(x[0], x[1].detach(), 9), torch::bincount(x[0].narrow(0, 0, 0), {}, 3).to(at::kDouble)}; }},
+      {"segment_reduce", [] { return Tensors{values({6, 4, 3})}; }, [](const Tensors& x) { const Tensor lengths = torch::tensor({1, 3, 2}); const Tensor own = torch::tensor({1, 3, 2, 2, 2, 2, 0, 4, 0, 4, 4, 0}).view({6, 2}); return Tensors{torch::segment_reduce(x[0], "sum", lengths), torch::segment_reduce(x[0], "max", lengths), torch::segment_reduce(x[0], "mean", {}, {}, torch::tensor({0, 1, 4, 6})), torch::segment_reduce(x[0], "sum", own, {}, {}, 1)}; }},
+      {"pad_circular", [] { return Tensors{values({4, 3, 5, 6})}; }, [](const Tensors& x) { return Tensors{torch::pad(x[0], {1, 2, 3, 0}, "circular"), torch::pad(x[0], {-1, 2, 0, -3}, "circular")}; }},
+      {"packed_sequence", [] { return Tensors{values({5, 4, 3})}; }, [](const Tensors& x) { const auto [data, sizes] = torch::_pack_padded_sequence(x[0], torch::tensor({5, 3, 3, 1}), false); const auto [padded, lengths] = torch::_pad_packed_sequence(data * 2, sizes, true, 0.5, 6); return Tensors{data, padded, lengths.to(at::kDouble), std::get<0>(torch::_pack_padded_sequence(x[0], torch::tensor({4, 4, 2, 1, 1}), true))}; }},
+      {"resize_to_equal_sizes", [] { return Tensors{values({4, 6}), values({4, 6})}; }, [](const Tensors& x) { return Tensors{x[0].detach().clone().resize_as_(x[1].detach()) + x[1], torch::resize_as(x[0].detach(), x[1].detach()) + x[0]}; }},
       {"mse", [] { return Tensors{values({5, 3}), values({5, 3}) * 2}; }, [](const Tensors& x) { return Tensors{torch::mse_loss(x[0], x[1]), torch::mse_loss(x[0], x[1], at::Reduction::Sum), torch::smooth_l1_loss(x[0], x[1]), torch::huber_loss(x[0], x[1])}; }},
   };
   return kCases;
@@ -419,6 +432,46 @@ TEST(SoftmaxAlongAShardedDim, KeepsItsShards) {
     const Tensor found = torch::log_softmax(scores, 1);
     EXPECT_EQ(placements(found), (Placements{Shard(1)}));
     EXPECT_TRUE(at::allclose(full(found), torch::log_softmax(values({4, 7}) * 20, 1), 1e-13, 1e-13));
+  });
+}
+
+TEST(CtcLoss, TakesLengthsThatAreMeshTensors) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor scores = torch::log_softmax(values({6, 4, 5}), 2);
+    const Tensor targets = indices({4, 2}, 4) + 1;
+    const Tensor lengths = torch::tensor({6, 5, 6, 4});
+    const Tensor target_lengths = torch::tensor({2, 1, 2, 2});
+    const auto cut = [&](const Tensor& tensor, std::int64_t dim) { return distribute(tensor, mesh, {Shard(dim)}); };
+    const Tensor found = torch::ctc_loss(cut(scores, 1), cut(targets, 0), cut(lengths, 0), cut(target_lengths, 0));
+    EXPECT_TRUE(at::allclose(full(found), torch::ctc_loss(scores, targets, lengths, target_lengths), 1e-13, 1e-13));
+  });
+}
+
+TEST(Bincount, RefusesNegativeNumbersOnEveryRank) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor numbers = distribute(torch::tensor({3, 1, 2, -4}), mesh, {Shard(0)});
+    EXPECT_THROW((void)torch::bincount(numbers), ShapeError);
+  });
+}
+
+TEST(FractionalPooling, TakesTheSamplesOfRankZero) {
+  test::on_mesh("dp=2,tp=2", [](const Mesh& mesh) {
+    const Tensor input = values({4, 2, 6, 6});
+    const auto samples = [](int rank) { return (torch::arange(16, at::kDouble) * 0.37 + 0.2 * rank).remainder(1).view({4, 2, 2}); };
+    const Tensor expected = std::get<0>(torch::fractional_max_pool2d(input, {2, 2}, {3, 3}, samples(0)));
+    for (const Placements& placements :
+         {Placements{Shard(0), Replicate()}, Placements{Shard(0), Shard(0)}, Placements{Shard(1), Shard(0)}}) {
+      const Tensor spread_input = distribute(input, mesh, placements);
+      const Tensor found = std::get<0>(torch::fractional_max_pool2d(spread_input, {2, 2}, {3, 3}, samples(mesh.rank())));
+      EXPECT_TRUE(at::equal(full(found), expected));
+    }
+  });
+}
+
+TEST(PackedSequence, RefusesLengthsThatAreNotSorted) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor input = distribute(values({5, 4, 3}), mesh, {Shard(1)});
+    EXPECT_THROW((void)torch::_pack_padded_sequence(input, torch::tensor({1, 3, 3, 5}), false), c10::Error);
   });
 }
 

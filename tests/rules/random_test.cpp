@@ -4,6 +4,8 @@
 
 #include <torch/torch.h>
 
+#include <cmath>
+
 #include "support/ranks.h"
 #include "tessera/base/error.h"
 #include "tessera/tensor/mesh_tensor.h"
@@ -70,6 +72,9 @@ const std::vector<Case>& cases() {
       {"like", [](const Tensor& x) { const Tensor y = x.detach(); return Tensors{torch::rand_like(y), torch::randn_like(y, torch::kFloat), torch::randint_like(y, 9), torch::randint_like(y, -4, 9, torch::kLong)}; }},
       {"random", [](const Tensor& x) { const Tensor y = no_grad_empty(x).to(torch::kLong); return Tensors{y.random_().clone(), y.random_(7).clone(), y.random_(-5, 5).clone(), no_grad_empty(x).random_()}; }},
       {"others", [](const Tensor& x) { return Tensors{no_grad_empty(x).exponential_(2), no_grad_empty(x).geometric_(0.3), no_grad_empty(x).log_normal_(0, 1), no_grad_empty(x).cauchy_()}; }},
+      {"rrelu", [](const Tensor& x) { Tensor doubled = x.mul(2); return Tensors{torch::rrelu(x, 0.1, 0.4, true), torch::rrelu(x, 0.1, 0.4, false), torch::rrelu_(doubled, 0.1, 0.4, true)}; }},
+      {"multinomial", [](const Tensor& x) { const Tensor rows = x.detach().flatten(1) * 0.5 + 0.5; return Tensors{torch::multinomial(rows, 3), torch::multinomial(rows, 40, true), torch::multinomial(rows.select(0, 1).to(torch::kFloat), 5)}; }},
+      {"poisson", [](const Tensor& x) { const Tensor y = x.detach().abs(); return Tensors{torch::poisson(y * 5), torch::poisson(y * 1e4), torch::poisson((y * 0).to(torch::kFloat))}; }},
       {"strided", [](const Tensor& x) { return Tensors{no_grad_empty(x).transpose(0, 2).normal_(), torch::randn_like(x.detach().permute({1, 2, 0}))}; }},
       {"float32", [](const Tensor& x) { return Tensors{no_grad_empty(x).to(torch::kFloat).normal_(), no_grad_empty(x).to(torch::kBFloat16).uniform_()}; }},
       {"modules", [](const Tensor& x) { return Tensors{torch::nn::Dropout(0.2)(x), torch::nn::Dropout2d(0.5)(x.unsqueeze(0))}; }},
@@ -157,6 +162,45 @@ TEST(RandomState, BelongsToOneMesh) {
     EXPECT_EQ(random_state(b).num_draws, 0U);
     EXPECT_TRUE(at::equal(full(on_a), full(torch::rand_like(distribute(values({4}), b, {Replicate()})))));
   });
+}
+
+/// Five standard deviations: a true sampler fails once in two million seeds, and this seed is fixed.
+TEST(RandomNumbers, OfPoissonHaveItsMeanAndVariance) {
+  const Mesh mesh(comm::make_single_world(), {});
+  constexpr std::int64_t kCount = 20000;
+  for (const double rate : {0.3, 4.0, 1e3, 1e6}) {
+    const Tensor drawn = local(torch::poisson(distribute(at::full({kCount}, rate, at::kDouble), mesh, {})));
+    const double mean = drawn.mean().item<double>();
+    EXPECT_NEAR(mean, rate, 5 * std::sqrt(rate / kCount)) << rate;
+    // The fourth central moment is rate (1 + 3 rate).
+    EXPECT_NEAR(drawn.var().item<double>(), rate, 5 * std::sqrt((rate + 2 * rate * rate) / kCount)) << rate;
+    EXPECT_TRUE(at::equal(drawn, drawn.round()));
+  }
+}
+
+TEST(RandomNumbers, OfMultinomialComeAsOftenAsTheyWeigh) {
+  const Mesh mesh(comm::make_single_world(), {});
+  constexpr std::int64_t kCount = 20000;
+  const Tensor weights = torch::tensor({1.0, 0.0, 3.0, 4.0, 0.0}, at::kDouble);
+  const auto frequencies = [&](const Tensor& drawn) {
+    return torch::bincount(local(drawn).flatten(), {}, 5).to(at::kDouble) / kCount;
+  };
+  const Tensor expected = weights / 8;
+  const Tensor with = torch::multinomial(distribute(weights, mesh, {}), kCount, true);
+  EXPECT_TRUE(at::allclose(frequencies(with), expected, 0, 5 * std::sqrt(0.25 / kCount)));
+  // One draw without replacement in each of many rows.
+  const Tensor without = torch::multinomial(distribute(weights.expand({kCount, 5}), mesh, {}), 1);
+  EXPECT_TRUE(at::allclose(frequencies(without), expected, 0, 5 * std::sqrt(0.25 / kCount)));
+  EXPECT_EQ(frequencies(with)[1].item<double>(), 0);
+  EXPECT_EQ(frequencies(without)[4].item<double>(), 0);
+}
+
+TEST(RandomNumbers, OfRandomReluLieBetweenItsBounds) {
+  const Mesh mesh(comm::make_single_world(), {});
+  const Tensor slopes = -local(torch::rrelu(distribute(at::full({1000}, -1.0), mesh, {}), 0.1, 0.4, true));
+  EXPECT_GE(slopes.min().item<float>(), 0.1F);
+  EXPECT_LE(slopes.max().item<float>(), 0.4F);
+  EXPECT_NEAR(slopes.mean().item<float>(), 0.25F, 0.02F);
 }
 
 TEST(RandomNumbers, DoNotDependOnTheThreadsOfARank) {
@@ -267,15 +311,18 @@ TEST(RandomOperators, RefuseParametersOutsideTheirRange) {
     EXPECT_THROW(x.cauchy_(0, 0), ShapeError);
     EXPECT_THROW((void)torch::bernoulli(distribute(values({6}) + 2, mesh, {Replicate()})), ShapeError);
     EXPECT_THROW((void)torch::native_dropout(x, -0.1, true), ShapeError);
+    EXPECT_THROW((void)torch::poisson(distribute(values({6}) - 1, mesh, {Replicate()})), ShapeError);
+    EXPECT_THROW((void)torch::multinomial(distribute(values({6}) - 1, mesh, {Replicate()}), 2), ShapeError);
+    EXPECT_THROW((void)torch::multinomial(distribute(at::ones({6}), mesh, {Replicate()}), 7), ShapeError);
   });
 }
 
 TEST(RandomOperators, RefuseWhatIsNotDrawnByElement) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const Tensor x = distribute(probabilities({6}), mesh, {Shard(0)});
-    EXPECT_NE(message_of([&] { (void)torch::multinomial(x, 2); }).find("aten::multinomial draws random numbers"),
+    EXPECT_NE(message_of([&] { (void)torch::binomial(x, x); }).find("aten::binomial draws random numbers"),
               std::string::npos);
-    EXPECT_THROW((void)torch::poisson(x), ShapeError);
+    EXPECT_THROW((void)torch::_standard_gamma(x), ShapeError);
   });
 }
 

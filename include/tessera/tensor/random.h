@@ -11,7 +11,7 @@
 // so that an element's number is known without drawing any other. A model therefore drops the same activations on one
 // rank and on a thousand. Plain LibTorch draws other numbers: compare with a mesh of one rank, not with plain tensors.
 //
-// Not covered, and refused on more than one rank: multinomial, poisson, binomial and the gamma family. An explicit
+// Not covered, and refused on more than one rank: binomial and the gamma family. An explicit
 // torch::Generator is refused, and torch::rand() and others without a tensor argument stay plain.
 #pragma once
 
