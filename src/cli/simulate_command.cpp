@@ -57,23 +57,14 @@ std::optional<Number> parse_number(std::string_view text) {
 /// Size of the axis pp; 0 without --mesh. The other axes divide the work of a stage, not the stages.
 int pipeline_ranks(const std::string& mesh) {
   if (mesh.empty()) return 0;
-  constexpr std::string_view kAxis = "pp=";
-  std::optional<int> ranks;
-  std::string others;
-  for (const std::string_view part : split(mesh)) {
-    if (!part.starts_with(kAxis)) {
-      others += fmt::format("{}{}", others.empty() ? "" : ",", part);
-      continue;
-    }
-    const std::optional<int> size = parse_number<int>(part.substr(kAxis.size()));
-    check<ConfigError>(size && *size >= 1 && !ranks, "--mesh \"{}\": \"{}\"; allowed: pp=N once, with N of 1 or more",
-                       mesh, part);
-    ranks = size;
+  const std::vector<Axis> axes = parse_axes(mesh);
+  int ranks = 1;
+  for (const Axis& axis : axes) ranks *= axis.size;
+  for (const Axis& axis : resolve_axes(axes, ranks)) {
+    if (axis.name == "pp") return axis.size;
   }
-  (void)parse_axes(others);
-  check<ConfigError>(ranks.has_value(),
-                     "--mesh \"{}\" has no axis pp; add the number of stages in a row, for instance pp=4", mesh);
-  return *ranks;
+  throw ConfigError(
+      fmt::format("--mesh \"{}\" has no axis pp; add the number of stages in a row, for instance pp=4", mesh));
 }
 
 Share parse_costs(const std::string& text) {

@@ -47,10 +47,12 @@ std::vector<std::vector<Axis>> chosen_meshes(const VerifyFlags& flags, const tra
     return {axes};
   }
   check<ConfigError>(config.ranks == "threads", "--meshes tries many worlds in one process; use --ranks threads");
+  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   std::vector<std::vector<Axis>> meshes;
   for (std::vector<Axis>& axes : verify::all_meshes(parse_all(flags.meshes))) {
     try {
       train::check_fits(config, axes, /*uneven_batches=*/true);
+      (void)train::plan_of(config, *shape.module, axes);
     } catch (const ConfigError&) {
       continue;
     }

@@ -41,7 +41,7 @@ void add_parts(const torch::nn::Module& module, const std::string& prefix, const
     const std::string path = prefix + child.key();
     if (is_chain(*child.value())) {
       add_parts(*child.value(), path + ".", weight_of, parts);
-    } else {
+    } else if (!child.value()->parameters().empty() || !child.value()->buffers().empty()) {
       parts.push_back({path, weight_of(path, *child.value())});
     }
   }

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "tensor/call.h"
+#include "tensor/redistribute.h"
 
 namespace tessera::tensor {
 namespace {
@@ -147,6 +148,10 @@ void Call::take_strides(const CallShape& shape) {
 void Call::skip(const Decision& decision) {
   StageRuntime& stages = runtime_->stages;
   if (info_.random) ++runtime_->random.num_draws;
+  // What is reduced inside its storage for this call is reduced from now on, here as there.
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (is_mesh(tensors_[i].tensor)) reduce_in_storage(tensors_[i].tensor, decision.inputs[i]);
+  }
   if (info_.gives_values || info_.sizes_depend_on_values) {
     push_absent(stages.learn_values(decision.stages, *mesh_), decision);
     return;

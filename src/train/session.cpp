@@ -80,7 +80,7 @@ Workload prepared_workload(const TrainConfig& config, const std::optional<Mesh>&
   if (!config.weights.empty()) load_weights(*workload.module, config.weights);
   const c10::Device device = mesh ? mesh->device() : c10::Device(config.device);
   workload.module->to(device, dtype_of(config.precision));
-  if (mesh) distribute(*workload.module, *mesh, plan_of(config, *workload.module));
+  if (mesh) distribute(*workload.module, *mesh, plan_of(config, *workload.module, mesh->axes()));
   return workload;
 }
 
@@ -117,12 +117,14 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
   check<ConfigError>(problems.empty(), "mesh {}: {}", format_axes(axes), fmt::join(problems, "\n"));
 }
 
-Plan plan_of(const TrainConfig& config, const torch::nn::Module& module) {
+Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes) {
   const auto ready = ready_plans().find(config.model.name);
   Plan plan = !config.plan.file.empty()      ? Plan::load(config.plan.file)
               : ready != ready_plans().end() ? ready->second(module.named_parameters().keys(), config.plan)
                                              : Plan();
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
+  const int stages = size_of(axes, "pp");
+  if (stages > 1 && plan.stages().empty()) plan.stages(balanced_stages(module, stages));
   return plan;
 }
 

@@ -95,7 +95,7 @@ class Verify(unittest.TestCase):
         result = run("verify", *TINY_GPT, "--precision", "fp64", "--meshes", "all:4", "--json", "-")
         self.assertEqual(result.returncode, 0, result.stdout)
         lines = json_lines(result.stdout)
-        self.assertEqual(len(lines), 11)  # of 13, without tp=3 and tp=4, which do not divide 2 heads
+        self.assertEqual(len(lines), 16)  # of 19, without tp=3 and tp=4 (2 heads), and pp=4 (3 parts)
         for line in lines:
             self.assertTrue(line["holds"])
             self.assertLessEqual(line["max_param_deviation"], 1e-12)
@@ -122,6 +122,17 @@ class Verify(unittest.TestCase):
         for line in json_lines(result.stdout):
             self.assertLessEqual(line["max_param_deviation"], 1e-12)
             self.assertEqual(line["replicated_fallbacks"], {})
+
+    def test_holds_for_pipeline_stages_beside_all_other_axes(self):
+        self.holds(*TINY_GPT, "--tie", "--sequence-parallel", "--zero", "3", "--dropout", "0.1", "--mesh",
+                   "pp=2,dp_shard=2,tp=2")
+        self.holds("--model", "cnn", "--mesh", "pp=3,dp=2", "--steps", "2")
+        self.holds("--model", "resnet", "--mesh", "pp=2,tp=2", "--steps", "2")
+
+    def test_refuses_more_stages_than_the_model_has_parts(self):
+        result = run("verify", *TINY_GPT, "--mesh", "pp=16")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("16 stages", result.stderr)
 
     def test_holds_for_every_stage_of_zero(self):
         for stage in "123":
@@ -227,7 +238,7 @@ class BadInput(unittest.TestCase):
     """(arguments, exit code, words that the one line must hold)"""
 
     CASES = [
-        (["train", "--mesh", "pt=2"], 2, ["\"pt\"", "allowed", "\"tp\""]),
+        (["train", "--mesh", "ttp=2"], 2, ["\"ttp\"", "allowed", "\"tp\""]),
         (["train", "--mesh", "dp=2,dp=2"], 2, ["dp_replicate", "twice"]),
         (["train", "--mesh", "tp=0"], 2, ["tp=0"]),
         (["train", "--mesh", "tp="], 2, ["AXIS=SIZE"]),
@@ -256,8 +267,8 @@ class BadInput(unittest.TestCase):
         (["verify", "--meshes", "all:2", "--ranks", "processes"], 2, ["threads"]),
         (["simulate"], 2, ["--mesh", "pp=4"]),
         (["simulate", "--mesh", "dp=2"], 2, ["dp=2", "no axis pp"]),
-        (["simulate", "--mesh", "pp=0"], 2, ["pp=0", "1 or more"]),
-        (["simulate", "--mesh", "pp=2,pp=2"], 2, ["pp=2", "once"]),
+        (["simulate", "--mesh", "pp=0"], 2, ["pp=0", "at least 1"]),
+        (["simulate", "--mesh", "pp=2,pp=2"], 2, ["pp", "twice"]),
         (["simulate", "--mesh", "pp=2,tq=2"], 2, ["\"tq\"", "\"tp\""]),
         (["simulate", "--mesh", "pp=2", "--schedule", "1f1"], 2, ["\"1f1\"", "did you mean \"1f1b\""]),
         (["simulate", "--mesh", "pp=2", "--chunks", "2"], 2, ["1f1b", "2 chunks", "allowed: 1"]),
@@ -295,7 +306,7 @@ class BadInput(unittest.TestCase):
         cases = {
             "[[parameters]]\nmatch = \"nothing*\"\ntp = \"colwise\"\n": ["nothing*", "matches no parameter"],
             "[[parameters]]\nmatch = \"*\"\ntp = \"columns\"\n": ["columns", "shard(DIM)"],
-            "[[parameters]]\nmatch = \"*\"\npt = \"colwise\"\n": ["plan.toml:1", "\"tp\""],
+            "[[parameters]]\nmatch = \"*\"\nttp = \"colwise\"\n": ["plan.toml:1", "\"tp\""],
             "what = \n": ["plan.toml:1"],
         }
         with tempfile.TemporaryDirectory() as folder:

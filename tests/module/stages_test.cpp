@@ -306,6 +306,18 @@ TEST(Stages, bad_plans_are_refused_before_anything_moves) {
   EXPECT_THROW(Plan().stages({{"first"}, {}}), ConfigError);
 }
 
+/// A row-parallel product is a partial sum, which the next stage's norm and this stage's skip both read.
+TEST(Stages, ranks_without_data_know_what_was_reduced) {
+  test::on_mesh("pp=2,tp=2", [](const Mesh& mesh) {
+    const Tensor weight = distribute(torch::ones({4, 6}), mesh, {Stage(0), Shard(1)});
+    const Tensor x = distribute(torch::ones({2, 6}), mesh, {Stage(0), Replicate()});
+    const Tensor product = torch::linear(x, weight);
+    EXPECT_TRUE(placements(product)[1].is_partial());
+    (void)torch::tanh(product);
+    EXPECT_TRUE(placements(product)[1].is_replicate());
+  });
+}
+
 TEST(Stages, survive_a_round_trip_through_a_file) {
   const Plan plan = Plan().stages({{"first"}, {"second", "third"}, {"a"}, {"b"}}, Plan::StageOrder::kV);
   const Plan read = Plan::parse(plan.to_toml(), "plan.toml");

@@ -212,8 +212,8 @@ TEST(Verifier, CatchesTheSameMaskOnEveryStep) {
 }
 
 TEST(AllMeshes, FactoriseEveryWorldSizeOverTheAxes) {
-  // Ordered factorisations into three factors: 1, 3, 3, 6, 3, 9, 3, 10 for 1..8 ranks.
-  EXPECT_EQ(verify::all_meshes(8).size(), 1U + 3 + 3 + 6 + 3 + 9 + 3 + 10);
+  // Ordered factorisations into four factors: 1, 4, 4, 10, 4, 16, 4, 20 for 1..8 ranks.
+  EXPECT_EQ(verify::all_meshes(8).size(), 1U + 4 + 4 + 10 + 4 + 16 + 4 + 20);
   EXPECT_TRUE(verify::all_meshes(1).front().empty());
 }
 

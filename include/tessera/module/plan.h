@@ -118,6 +118,7 @@ class Plan {
 /// Cuts a module into `count` stages of about equal weight, for Plan::stages(): a chain of its children, or of their
 /// children where a child is a list or sequence, in the order in which they are registered. The largest stage is as small
 /// as it can be.
+/// Parts without parameters and buffers need no stage.
 /// `weight_of` is the cost of one part, given its path and the part; default: elements of its parameters.
 /// Throws ConfigError if there are fewer parts than stages.
 [[nodiscard]] std::vector<std::vector<std::string>> balanced_stages(

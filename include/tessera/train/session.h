@@ -23,8 +23,9 @@ namespace tessera::train {
 /// divide, a batch that the data-parallel degree does not divide (unless `uneven_batches`).
 void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches = false);
 
-/// The plan file that `config` names, else the ready plan of its model.
-[[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module);
+/// The plan file that `config` names, else the ready plan of its model; on a mesh with an axis pp, cut into stages of about
+/// equally many parameters if the file names none. Throws ConfigError if the model has fewer parts than stages.
+[[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes);
 
 struct SessionOptions {
   /// Counts the tensor memory of this thread from before the model is made.
