@@ -20,3 +20,4 @@
 #include "tessera/pipeline/timeline.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/random.h"
+#include "tessera/tensor/stages.h"

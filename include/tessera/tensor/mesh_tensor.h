@@ -47,7 +47,8 @@ void distribute_(at::Tensor& tensor, const Mesh& mesh, const Placements& placeme
 
 [[nodiscard]] bool is_mesh_tensor(const at::Tensor& tensor) noexcept;
 
-/// This rank's part, sharing memory. No gradient. A plain tensor is returned as it is.
+/// This rank's part, sharing memory. No gradient. A plain tensor is returned as it is; of a tensor on other pipeline stages,
+/// a meta tensor of the part's sizes.
 [[nodiscard]] at::Tensor local(const at::Tensor& tensor);
 
 /// The whole value as a plain tensor on every rank. Collective for mesh tensors. No gradient.
