@@ -30,6 +30,8 @@ void add_loss_rules(tensor::RuleTable& table);
 void add_likelihood_rules(tensor::RuleTable& table);
 void add_ctc_rules(tensor::RuleTable& table);
 void add_random_rules(tensor::RuleTable& table);
+void add_random_mask_rules(tensor::RuleTable& table);
+void add_sampling_rules(tensor::RuleTable& table);
 
 /// The rule for any operator whose output elements depend on the input elements at the same (broadcast) position.
 [[nodiscard]] const tensor::Rule& pointwise_rule();

@@ -4,8 +4,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/ones_like.h>
-#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/special_gammaincc.h>
 #include <ATen/ops/where.h>
 
@@ -16,6 +14,7 @@
 #include <utility>
 
 #include "rules/families.h"
+#include "rules/random_call.h"
 #include "rules/rows.h"
 #include "tensor/decision_cache.h"
 #include "tensor/distributions.h"
@@ -27,38 +26,6 @@ namespace {
 
 using tensor::Box;
 using tensor::PhiloxStream;
-
-/// The arguments of one call, by name.
-struct Arguments {
-  const c10::FunctionSchema& schema;
-  const std::vector<c10::IValue>& values;
-
-  [[nodiscard]] const c10::IValue* find(const char* name) const {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      if (schema.arguments()[i].name() == name && !values[i].isNone()) return &values[i];
-    }
-    return nullptr;
-  }
-  [[nodiscard]] const at::Tensor& first_tensor() const {
-    return std::find_if(values.begin(), values.end(), [](const c10::IValue& value) { return value.isTensor(); })
-        ->toTensor();
-  }
-  [[nodiscard]] double number(const char* name, double otherwise = 0) const {
-    const c10::IValue* value = find(name);
-    return value == nullptr ? otherwise : value->toScalar().toDouble();
-  }
-  [[nodiscard]] bool in_place() const {
-    const c10::AliasInfo* alias = schema.arguments()[0].alias_info();
-    return alias != nullptr && alias->isWrite();
-  }
-  /// The user's mistake, in the operator's own words.
-  template <class... Args>
-  void require(bool condition, fmt::format_string<Args...> format, Args&&... args) const {
-    if (!condition) [[unlikely]] {
-      throw ShapeError(fmt::format("{}: {}", schema.name(), fmt::format(format, std::forward<Args>(args)...)));
-    }
-  }
-};
 
 /// Fills this rank's part of the result.
 using Fill = void (*)(const Arguments& call, const at::Tensor& local, const Box& box, const PhiloxStream& stream);
@@ -105,15 +72,6 @@ at::Tensor new_result(const Arguments& call, const Box& box) {
                                                                : at::empty(sizes, options);
 }
 
-void refuse_what_cannot_be_drawn(const Arguments& call, const at::Tensor& result) {
-  call.require(call.find("generator") == nullptr,
-               "a torch::Generator knows nothing of the mesh; pass none, and seed the mesh with tessera::manual_seed");
-  call.require(!result.is_complex(), "complex numbers are not drawn on a mesh; draw the real and the imaginary part");
-}
-
-/// Where this rank's part of the result lies in the whole.
-Box box_of(const Decision& decision, const Mesh& mesh) { return Box::of(decision.notes, decision.outputs[0], mesh); }
-
 template <Fill kFill>
 void compute_random(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
                     torch::jit::Stack& stack) {
@@ -131,107 +89,6 @@ void localise_random(const OpCall& call, Decision& decision) {
   const Sizes sizes = result_sizes(call);
   decision.notes.assign(sizes.begin(), sizes.end());
   decision.compute = compute_random<kFill>;
-}
-
-/// native_dropout: the scaled input, and which elements were kept.
-void compute_dropout(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
-                     torch::jit::Stack& stack) {
-  const auto values = pop_arguments(op, stack);
-  const Arguments call{op.schema(), values};
-  const double p = call.number("p");
-  call.require(p >= 0 && p <= 1, "p is {}; allowed: 0 to 1", p);
-  const c10::IValue* train = call.find("train");
-  const at::Tensor& input = call.first_tensor();
-  if (train != nullptr && !train->toBool()) {
-    stack.emplace_back(input.clone());
-    stack.emplace_back(at::ones_like(input, input.options().dtype(at::kBool)));
-    return;
-  }
-  const at::Tensor kept = at::empty_like(input, input.options().dtype(at::kBool));
-  const PhiloxStream stream = tensor::MeshRuntime::of(mesh).next_stream();
-  tensor::fill_bernoulli(kept, box_of(decision, mesh), stream, 1 - p);
-  stack.emplace_back(input.mul(kept).mul_(p == 1 ? 0 : 1 / (1 - p)));
-  stack.emplace_back(kept);
-}
-
-void localise_dropout(const OpCall& call, Decision& decision) {
-  decision.notes.assign(call.tensor(0).sizes.begin(), call.tensor(0).sizes.end());
-  decision.compute = compute_dropout;
-}
-
-/// rrelu_with_noise(self, noise, lower, upper, training): negative elements times a slope that is drawn and left in
-/// `noise`, where others have 1.
-void compute_rrelu(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
-                   torch::jit::Stack& stack) {
-  const auto values = pop_arguments(op, stack);
-  const Arguments call{op.schema(), values};
-  if (!call.find("training")->toBool()) {
-    stack.insert(stack.end(), values.begin(), values.end());
-    op.callBoxed(stack);
-    return;
-  }
-  const double lower = call.number("lower");
-  const double upper = call.number("upper");
-  const at::Tensor self = call.first_tensor();
-  const at::Tensor noise = call.find("noise")->toTensor();
-  refuse_what_cannot_be_drawn(call, self);
-  call.require(lower <= upper, "lower = {} is above upper = {}", lower, upper);
-  tensor::fill_uniform(noise, box_of(decision, mesh), tensor::MeshRuntime::of(mesh).next_stream(), lower, upper);
-  noise.masked_fill_(self.gt(0), 1);
-  stack.emplace_back(call.in_place() ? self.mul_(noise) : self.mul(noise));
-}
-
-void localise_rrelu(const OpCall& call, Decision& decision) {
-  decision.notes.assign(call.tensor(0).sizes.begin(), call.tensor(0).sizes.end());
-  decision.compute = compute_rrelu;
-}
-
-/// multinomial(self [C] or [N, C], num_samples, replacement): rows stand alone.
-void multinomial_rows(const OpCall& call, int axis, Rows& rows) {
-  if (call.tensor(0).dim() == 2 && sharded_dim(call, 0, axis) == 0) add_row(call, rows, {S(0)}, {S(0)});
-}
-
-/// With replacement: where a uniform number falls among the summed probabilities. Without: the largest of p / e, where
-/// e is drawn from the exponential distribution, as LibTorch does.
-at::Tensor sample_rows(const at::Tensor& weights, std::int64_t num_samples, bool replacement, const Box& drawn,
-                       const PhiloxStream& stream) {
-  Sizes sizes;
-  for (const Extent& extent : drawn.extents) sizes.push_back(extent.length);
-  const at::Tensor numbers = at::empty(sizes, weights.options());
-  if (!replacement) {
-    tensor::fill_exponential(numbers, drawn, stream, 1);
-    return std::get<1>(weights.div(numbers).topk(num_samples, -1));
-  }
-  tensor::fill_uniform(numbers, drawn, stream, 0, 1);
-  const at::Tensor sums = weights.cumsum(-1);
-  // Divided by its own last element, the last is 1 and above every number that is drawn.
-  return at::searchsorted(sums.div(sums.narrow(-1, sums.size(-1) - 1, 1)), numbers, /*out_int32=*/false,
-                          /*right=*/true);
-}
-
-void compute_multinomial(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
-                         torch::jit::Stack& stack) {
-  const auto values = pop_arguments(op, stack);
-  const Arguments call{op.schema(), values};
-  const std::int64_t num_samples = call.find("num_samples")->toInt();
-  const bool replacement = call.find("replacement")->toBool();
-  const at::Tensor weights = call.first_tensor().to(at::kDouble);
-  refuse_what_cannot_be_drawn(call, call.first_tensor());
-  call.require(num_samples > 0 && (replacement || num_samples <= weights.size(-1)),
-               "num_samples is {} of {} categories; allowed: 1 and above, without replacement at most as many",
-               num_samples, weights.size(-1));
-  const bool legal = weights.ge(0).logical_and(weights.isfinite()).all().item<bool>() &&
-                     weights.sum(-1).gt(0).all().item<bool>();
-  call.require(legal, "a probability is negative or not finite, or all of a row are zero");
-  Sizes drawn(decision.notes.begin(), decision.notes.end());
-  if (replacement) drawn.back() = num_samples;
-  stack.emplace_back(sample_rows(weights, num_samples, replacement, Box::of(drawn, decision.outputs[0], mesh),
-                                 tensor::MeshRuntime::of(mesh).next_stream()));
-}
-
-void localise_multinomial(const OpCall& call, Decision& decision) {
-  decision.notes.assign(call.tensor(0).sizes.begin(), call.tensor(0).sizes.end());
-  decision.compute = compute_multinomial;
 }
 
 void require_floating_point(const Arguments& call, const at::Tensor& local) {
@@ -417,9 +274,6 @@ const RandomOperator* find_operator(const c10::OperatorHandle& op) {
 }  // namespace
 
 void add_random_rules(RuleTable& table) {
-  table["aten::native_dropout"] = {.rows = value_rows, .localise = localise_dropout};
-  table["aten::rrelu_with_noise"] = {.rows = value_rows, .localise = localise_rrelu};
-  table["aten::multinomial"] = {.rows = multinomial_rows, .localise = localise_multinomial};
   add_operators(table, std::make_index_sequence<kOperators.size()>());
 }
 

@@ -33,6 +33,8 @@ const RuleTable& rule_table() {
     rules::add_likelihood_rules(table);
     rules::add_ctc_rules(table);
     rules::add_random_rules(table);
+    rules::add_random_mask_rules(table);
+    rules::add_sampling_rules(table);
     // The lists of foreach operators follow the rules of their elements.
     rules::add_foreach_rules(table);
     return table;
