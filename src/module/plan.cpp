@@ -63,8 +63,8 @@ Plan::Entry parse_entry(const toml::table& table, const std::string& origin) {
   return entry;
 }
 
-constexpr std::array<std::pair<std::string_view, Plan::StageOrder>, 2> kOrders{
-    {{"loop", Plan::StageOrder::kLoop}, {"v", Plan::StageOrder::kV}}};
+constexpr std::array<std::pair<std::string_view, StageOrder>, 2> kOrders{
+    {{"loop", StageOrder::kLoop}, {"v", StageOrder::kV}}};
 
 std::vector<std::vector<std::string>> parse_stages(toml::node_view<toml::node> node, const std::string& origin) {
   const std::string where = fmt::format("{}:{}", origin, node.node()->source().begin.line);
@@ -83,8 +83,8 @@ std::vector<std::vector<std::string>> parse_stages(toml::node_view<toml::node> n
   return stages;
 }
 
-Plan::StageOrder parse_order(toml::node_view<toml::node> node, const std::string& origin) {
-  if (!node) return Plan::StageOrder::kLoop;
+StageOrder parse_order(toml::node_view<toml::node> node, const std::string& origin) {
+  if (!node) return StageOrder::kLoop;
   const auto text = node.value<std::string>().value_or("");
   for (const auto& [word, order] : kOrders) {
     if (text == word) return order;
@@ -143,11 +143,13 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
       continue;
     }
     check<ConfigError>(key.str() == "parameters" && node.is_array_of_tables(),
-                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, stages, stage_order, [[parameters]] tables with match and axes",
+                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, stages, stage_order, [[parameters]] "
+                       "tables with match and axes",
                        origin, node.source().begin.line, key.str());
     for (const toml::node& item : *node.as_array()) plan.entries_.push_back(parse_entry(*item.as_table(), origin));
   }
-  if (root.contains("stages")) plan.stages(parse_stages(root["stages"], origin), parse_order(root["stage_order"], origin));
+  if (root.contains("stages"))
+    plan.stages(parse_stages(root["stages"], origin), parse_order(root["stage_order"], origin));
   return plan;
 }
 
@@ -176,7 +178,8 @@ Plan& Plan::stages(std::vector<std::vector<std::string>> patterns, StageOrder or
   check<ConfigError>(!patterns.empty() && patterns.size() <= kMaxStages, "plan: {} stages; allowed: 1 to {}",
                      patterns.size(), kMaxStages);
   for (std::size_t k = 0; k < patterns.size(); ++k) {
-    check<ConfigError>(!patterns[k].empty(), "plan: stage {} names nothing; give it a pattern, or have fewer stages", k);
+    check<ConfigError>(!patterns[k].empty(), "plan: stage {} names nothing; give it a pattern, or have fewer stages",
+                       k);
   }
   stages_ = std::move(patterns);
   stage_order_ = order;
@@ -190,9 +193,7 @@ std::vector<int> Plan::rank_of_stage(int ranks) const {
                      "plan: {} stages in {} order over pp={} ranks; allowed: {}", count, is_v ? "v" : "loop", ranks,
                      is_v ? fmt::format("{}", 2 * ranks) : fmt::format("a multiple of {}", ranks));
   std::vector<int> map;
-  for (int stage = 0; stage < count; ++stage) {
-    map.push_back(is_v && stage >= ranks ? 2 * ranks - 1 - stage : stage % ranks);
-  }
+  for (int stage = 0; stage < count; ++stage) map.push_back(tessera::rank_of_stage(stage_order_, stage, ranks));
   return map;
 }
 

@@ -8,6 +8,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/text.h"
+#include "tessera/mesh/stage_order.h"
 #include "tessera/pipeline/schedule.h"
 
 namespace tessera::pipeline {
@@ -192,14 +193,9 @@ void dual_pipe_v(const Schedule& schedule, Row& row) {
   times(ahead, [&] { row.oldest_weight(); });                 // 8
 }
 
-/// Stage s on rank s mod p: each rank has a stage of every round.
-int loop(int stage, int ranks) { return stage % ranks; }
-/// Down the ranks and back up: the last stage is on the first rank.
-int vee(int stage, int ranks) { return stage < ranks ? stage : 2 * ranks - 1 - stage; }
-
 struct Generator {
   ScheduleInfo info;
-  int (*rank_of)(int stage, int ranks);
+  StageOrder order;
   void (*fill)(const Schedule& schedule, Row& row);
 };
 
@@ -207,25 +203,25 @@ constexpr int kAnyChunks = 1024;
 
 const std::vector<Generator>& generators() {
   static const std::vector<Generator> kGenerators{
-      {{.name = "gpipe", .summary = "all forwards, then all backwards"}, loop, gpipe},
+      {{.name = "gpipe", .summary = "all forwards, then all backwards"}, StageOrder::kLoop, gpipe},
       {{.name = "1f1b", .summary = "one forward, one backward: the time of gpipe, at most p micro-batches held"},
-       loop,
+       StageOrder::kLoop,
        one_forward_one_backward},
       {{.name = "interleaved",
         .summary = "1f1b over v chunks per rank: the bubble divided by v, v times the transfers",
         .max_chunks = kAnyChunks,
         .default_chunks = 2},
-       loop,
+       StageOrder::kLoop,
        interleaved},
       {{.name = "zb-h1",
         .summary = "weight gradients fill the gaps at the end: a third of the bubble, p micro-batches held",
         .splits_backward = true},
-       loop,
+       StageOrder::kLoop,
        zb_h1},
       {{.name = "zb-h2",
         .summary = "zb-h1 with more forwards first: no gap inside a rank, 2p - 1 micro-batches held",
         .splits_backward = true},
-       loop,
+       StageOrder::kLoop,
        zb_h2},
       {{.name = "zbv",
         .summary = "two chunks per rank in a V: no gap inside a rank, p micro-batches held",
@@ -233,7 +229,7 @@ const std::vector<Generator>& generators() {
         .max_chunks = 2,
         .default_chunks = 2,
         .splits_backward = true},
-       vee,
+       StageOrder::kV,
        zb_v},
       {{.name = "dualpipev",
         .summary = "two chunks per rank in a V, forward and backward in pairs that can overlap",
@@ -242,7 +238,7 @@ const std::vector<Generator>& generators() {
         .default_chunks = 2,
         .min_microbatches_per_rank = 2,
         .splits_backward = true},
-       vee,
+       StageOrder::kV,
        dual_pipe_v},
   };
   return kGenerators;
@@ -336,7 +332,7 @@ Schedule make_schedule(std::string_view name, const ScheduleOptions& options) {
                     .splits_backward = generator.info.splits_backward,
                     .actions = {}};
   for (int stage = 0; stage < schedule.num_stages(); ++stage) {
-    schedule.rank_of_stage.push_back(generator.rank_of(stage, options.ranks));
+    schedule.rank_of_stage.push_back(rank_of_stage(generator.order, stage, options.ranks));
   }
   for (int rank = 0; rank < options.ranks; ++rank) {
     Row row(schedule, rank);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tessera/mesh/mesh.h"
+#include "tessera/mesh/stage_order.h"
 
 namespace torch::nn {
 class Module;
@@ -36,7 +37,7 @@ struct ParameterLayout {
 /// As a file (TOML):
 ///
 ///   zero = 3                    # optional: see zero()
-///   stages = [["tok", "pos", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
+///   stages = [["embed", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
 ///
 ///   [[parameters]]
 ///   match = "block*.qkv.*"
@@ -50,9 +51,9 @@ class Plan {
   struct Entry {
     std::string match;
     std::map<std::string, Placement> placements;  ///< by axis name
-    /// How the activation that an embedding with this weight gives should lie, by axis name; axes that are not named stay
-    /// as they come out. Everything after it follows: with tp = shard(1), the blocks' norms, dropouts and residuals are
-    /// sharded over the sequence. In the file: output.tp = "shard(1)".
+    /// How the activation that an embedding with this weight gives should lie, by axis name; axes that are not named
+    /// stay as they come out. Everything after it follows: with tp = shard(1), the blocks' norms, dropouts and
+    /// residuals are sharded over the sequence. In the file: output.tp = "shard(1)".
     std::map<std::string, Placement> outputs = {};
   };
 
@@ -63,27 +64,23 @@ class Plan {
   Plan& add(std::string match, const std::map<std::string, Placement>& placements,
             const std::map<std::string, Placement>& outputs = {});
 
-  /// ZeRO: what is cut along dim 0 over axis dp_shard, on top of the entries. 1: the optimizer's state; 2: gradients too;
-  /// 3: parameters too, which are gathered for each use and dropped after it (FSDP; with dp_replicate beside it, HSDP).
-  /// Parameters that an entry shards over dp_shard are left as the entry says. Without effect on a mesh without
+  /// ZeRO: what is cut along dim 0 over axis dp_shard, on top of the entries. 1: the optimizer's state; 2: gradients
+  /// too; 3: parameters too, which are gathered for each use and dropped after it (FSDP; with dp_replicate beside it,
+  /// HSDP). Parameters that an entry shards over dp_shard are left as the entry says. Without effect on a mesh without
   /// dp_shard. Throws ConfigError if `stage` is not 0 to 3.
   /// Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.
   Plan& zero(int stage);
   [[nodiscard]] int zero() const noexcept { return zero_; }
 
-  /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named, and the
-  /// first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on a mesh
-  /// without pp. In the file: stages = [["tok", "block0-1"], ["block2-3", "head"]].
+  /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named,
+  /// and the first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on
+  /// a mesh without pp. In the file: stages = [["embed", "block0-1"], ["block2-3", "head"]].
   ///
-  /// A pattern is a path from the module's root: "block3" is all below it. Parts are as in fnmatch(3) or end in a range of
-  /// numbers: "layers.0-4", "block2-3", "8-" (and all that follow).
+  /// A pattern is a path from the module's root: "block3" is all below it. Parts are as in fnmatch(3) or end in a range
+  /// of numbers: "layers.0-4", "block2-3", "8-" (and all that follow).
   ///
   /// `order` says where stages run if there are more of them than ranks along pp.
   /// Throws ConfigError for no stage at all, an empty one, or more than kMaxStages.
-  enum class StageOrder : std::uint8_t {
-    kLoop,  ///< stage k on rank k mod pp. Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2
-    kV,      ///< there and back, two stages a rank: 0 1 .. p-1 p-1 .. 1 0. Source: Qi et al. 2024, arXiv:2405.15362
-  };
   Plan& stages(std::vector<std::vector<std::string>> patterns, StageOrder order = StageOrder::kLoop);
   [[nodiscard]] const std::vector<std::vector<std::string>>& stages() const noexcept { return stages_; }
   /// The coordinate along pp of each stage. Throws ConfigError naming the numbers if they do not fit `ranks`.
@@ -116,11 +113,9 @@ class Plan {
 };
 
 /// Cuts a module into `count` stages of about equal weight, for Plan::stages(): a chain of its children, or of their
-/// children where a child is a list or sequence, in the order in which they are registered. The largest stage is as small
-/// as it can be.
-/// Parts without parameters and buffers need no stage.
-/// `weight_of` is the cost of one part, given its path and the part; default: elements of its parameters.
-/// Throws ConfigError if there are fewer parts than stages.
+/// children where a child is a list or sequence, in the order in which they are registered. The largest stage is as
+/// small as it can be. Parts without parameters and buffers need no stage. `weight_of` is the cost of one part, given
+/// its path and the part; default: elements of its parameters. Throws ConfigError if there are fewer parts than stages.
 [[nodiscard]] std::vector<std::vector<std::string>> balanced_stages(
     const torch::nn::Module& module, int count,
     const std::function<double(const std::string& path, const torch::nn::Module& part)>& weight_of = {});
