@@ -120,7 +120,6 @@ void Pending::wait() {
   }
 }
 
-bool Pending::done() const noexcept { return !work_; }
 bool Pending::finished() const { return !work_ || work_->isCompleted(); }
 
 struct Communicator::State {

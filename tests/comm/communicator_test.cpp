@@ -124,7 +124,7 @@ TEST_P(Contract, CoalescedReductionsMayBeWaitedForInAnyOrder) {
     for (int bucket = 2; bucket >= 0; --bucket) {
       const auto index = static_cast<std::size_t>(bucket);
       pending[index].wait();
-      EXPECT_TRUE(pending[index].done());
+      EXPECT_TRUE(pending[index].finished());
       const int expected = ranks * (ranks - 1) / 2 + ranks * bucket;
       for (const at::Tensor& tensor : buckets[index]) {
         EXPECT_TRUE(same(tensor, at::full(tensor.sizes(), expected, at::kFloat)));

@@ -42,8 +42,6 @@ class Pending {
   Pending(const Pending&);
   Pending& operator=(const Pending&);
   void wait();
-  /// True if there is nothing to wait for.
-  [[nodiscard]] bool done() const noexcept;
   /// True if wait() would return at once. Moves what can be moved meanwhile, and never blocks.
   [[nodiscard]] bool finished() const;
 
