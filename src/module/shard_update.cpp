@@ -43,7 +43,7 @@ at::Tensor ShardUpdate::read(const at::Tensor& tensor) const {
 
 at::Tensor ShardUpdate::write(const at::Tensor& tensor) {
   // Copies on other pipeline stages are out of date after the update.
-  if (is_mesh_tensor(tensor)) tensor::MeshRuntime::of(*mesh_).stages.forget_copies(tensor);
+  if (is_mesh_tensor(tensor)) tensor::MeshRuntime::of(mesh_of(tensor)).stages.forget_copies(tensor);
   at::Tensor opened = read(tensor);
   written_.emplace_back(tensor, opened);
   return opened;

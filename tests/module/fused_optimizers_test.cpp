@@ -172,6 +172,31 @@ TEST(FusedAdamW, SavesAndLoadsAsTorchDoes) {
   EXPECT_EQ(static_cast<const torch::optim::AdamWParamState&>(state).step(), 2);
 }
 
+/// The state was made on one device, and the module came to a mesh afterwards.
+TEST(FusedSgd, GoesOnWhenTheModuleComesToAMesh) {
+  const torch::optim::SGDOptions options = torch::optim::SGDOptions(0.1).momentum(0.9);
+  test::Net alone = test::make_net();
+  FusedSgd expected(alone->parameters(), options);
+  for (int index = 0; index < 2; ++index) {
+    expected.zero_grad();
+    test::backward(alone, test::inputs(index), test::targets());
+    expected.step();
+  }
+  test::on_mesh("dp=2", [&](const Mesh& mesh) {
+    test::Net net = test::make_net();
+    FusedSgd optimizer(net->parameters(), options);
+    test::backward(net, test::inputs(0), test::targets());
+    optimizer.step();
+    optimizer.zero_grad();
+    distribute(*net, mesh, Plan());
+    test::backward(mesh, net, 1);
+    optimizer.step();
+    for (std::size_t i = 0; i < alone->parameters().size(); ++i) {
+      EXPECT_LE(test::difference(net->parameters()[i], alone->parameters()[i]), kRounding) << i;
+    }
+  });
+}
+
 TEST(FusedAdamW, RefusesSparseGradients) {
   Tensor parameter = torch::ones({4}, torch::requires_grad());
   parameter.mutable_grad() = torch::sparse_coo_tensor(torch::zeros({1, 1}, torch::kLong), torch::ones({1}), {4});
