@@ -41,18 +41,21 @@ int parse_all(const std::string& text) {
 
 /// Meshes to try: those the model allows among all of up to N ranks, or the configured one.
 std::vector<std::vector<Axis>> chosen_meshes(const VerifyFlags& flags, const train::TrainConfig& config) {
+  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  const auto check_mesh = [&](const std::vector<Axis>& axes) {
+    train::check_fits(config, axes, /*uneven_batches=*/true);
+    (void)train::plan_of(config, *shape.module, axes);
+  };
   if (flags.meshes.empty()) {
     std::vector<Axis> axes = axes_of(config, launched_ranks());
-    train::check_fits(config, axes, /*uneven_batches=*/true);
+    check_mesh(axes);
     return {axes};
   }
   check<ConfigError>(config.ranks == "threads", "--meshes tries many worlds in one process; use --ranks threads");
-  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   std::vector<std::vector<Axis>> meshes;
   for (std::vector<Axis>& axes : verify::all_meshes(parse_all(flags.meshes))) {
     try {
-      train::check_fits(config, axes, /*uneven_batches=*/true);
-      (void)train::plan_of(config, *shape.module, axes);
+      check_mesh(axes);
     } catch (const ConfigError&) {
       continue;
     }

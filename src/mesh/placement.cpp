@@ -42,7 +42,8 @@ int small_number(std::string_view text, int limit) {
 
 /// What stands between the brackets of `word(...)`, nothing if `text` is not of that form.
 std::string_view bracketed(std::string_view text, std::string_view word) {
-  const bool fits = text.starts_with(word) && text.size() > word.size() + 1 && text[word.size()] == '(' && text.back() == ')';
+  const bool fits =
+      text.starts_with(word) && text.size() > word.size() + 1 && text[word.size()] == '(' && text.back() == ')';
   return fits ? text.substr(word.size() + 1, text.size() - word.size() - 2) : std::string_view();
 }
 

@@ -80,10 +80,11 @@ std::vector<std::vector<std::string>> balanced_stages(const torch::nn::Module& m
   const Weight by_elements = [](const std::string&, const torch::nn::Module& part) { return count_elements(part); };
   std::vector<Part> parts;
   add_parts(module, "", weight_of ? weight_of : by_elements, parts);
-  check<ConfigError>(count >= 1 && static_cast<std::size_t>(count) <= parts.size(),
-                     "balanced_stages: {} stages of a module with {} parts; allowed: 1 to {}; name finer parts in the plan's "
-                     "`stages` to have more",
-                     count, parts.size(), parts.size());
+  check<ConfigError>(
+      count >= 1 && static_cast<std::size_t>(count) <= parts.size(),
+      "balanced_stages: {} stages of a module with {} parts; allowed: 1 to {}; name finer parts in the plan's "
+      "`stages` to have more",
+      count, parts.size(), parts.size());
   const std::vector<std::size_t> begins = cut(parts, count);
   std::vector<std::vector<std::string>> stages(static_cast<std::size_t>(count));
   for (std::size_t k = 0; k < stages.size(); ++k) {

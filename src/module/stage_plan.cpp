@@ -33,7 +33,8 @@ void StagePlan::apply(const at::Tensor& tensor, Placements& placements) const {
 void StagePlan::add(const std::string& name, const at::Tensor& tensor, const Plan& plan) {
   if (!tensor.defined()) return;
   const StageSet stages = plan.stage_of(name);
-  check<ConfigError>(stages != 0, "plan: no stage names \"{}\"; add it, or the module that it is part of, to one of the {} stages",
+  check<ConfigError>(stages != 0,
+                     "plan: no stage names \"{}\"; add it, or the module that it is part of, to one of the {} stages",
                      name, plan.stages().size());
   sets_[tensor.unsafeGetTensorImpl()] |= stages;
   used_ |= stages;

@@ -25,12 +25,22 @@ void fractional_rows(const OpCall& call, int axis, Rows& rows) {
   add_row(call, rows, {S(dim), R}, {S(dim), S(dim)});
 }
 
+/// The ranks that run a call: on a pipeline stage, those of the stage.
+const comm::Communicator& ranks_of(const Decision& decision, const Mesh& mesh) {
+  if (decision.stages == 0) return mesh.everyone();
+  unsigned axes = 0;
+  for (int axis = 0; axis < mesh.num_axes(); ++axis) {
+    if (mesh.axes()[static_cast<std::size_t>(axis)].name != "pp") axes |= 1U << static_cast<unsigned>(axis);
+  }
+  return mesh.across(axes);
+}
+
 /// The samples may come from torch::rand, as torch::nn::FractionalMaxPool2d draws them: a plain tensor that differs
-/// from rank to rank. Those of rank 0 count. decision.notes: offset and length of this rank's part of their first two dims.
+/// from rank to rank. Those of the first rank that computes count. decision.notes: offset and length of this rank's part of their first two dims.
 void compute_fractional(const c10::OperatorHandle& op, const Decision& decision, const Mesh& mesh,
                         torch::jit::Stack& stack) {
   at::Tensor samples = stack.back().toTensor().clone(at::MemoryFormat::Contiguous);
-  mesh.everyone().broadcast(samples, 0);
+  ranks_of(decision, mesh).broadcast(samples, 0);
   for (const int dim : {0, 1}) {
     samples = samples.narrow(dim, decision.notes[static_cast<std::size_t>(2 * dim)],
                              decision.notes[static_cast<std::size_t>(2 * dim + 1)]);

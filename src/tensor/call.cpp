@@ -62,9 +62,10 @@ void Call::add_tensor(const at::Tensor& tensor, std::size_t argument) {
   if (mesh_ == nullptr) {
     mesh_ = &mesh;
   } else if (!(*mesh_ == mesh)) [[unlikely]] {
-    throw ShapeError(fmt::format("{}: its tensors lie on two meshes, {} and {}; bring them onto one with "
-                                 "tessera::full and tessera::distribute",
-                                 info_.name, mesh_->to_string(), mesh.to_string()));
+    throw ShapeError(
+        fmt::format("{}: its tensors lie on two meshes, {} and {}; bring them onto one with "
+                    "tessera::full and tessera::distribute",
+                    info_.name, mesh_->to_string(), mesh.to_string()));
   }
 }
 
@@ -89,7 +90,8 @@ void Call::collect_tensors() {
 
 void Call::refuse_what_has_no_meaning() const {
   // Not check(): its arguments, texts among them, would be made on every call.
-  if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]] refuse_random();
+  if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]]
+    refuse_random();
   for (const TensorSlot& slot : tensors_) {
     if (slot.written && is_mesh(slot.tensor) && storage_of(slot.tensor).is_view_of_copy) [[unlikely]] {
       throw ShapeError(fmt::format(
@@ -135,8 +137,7 @@ void Call::build_key(CallKey& key) {
 }
 
 OpCall Call::describe_call() {
-  OpCall call{op_.schema(), *mesh_, {}, c10::ArrayRef<c10::IValue>(&slot(0), info_.arguments.size()),
-              info_.in_place};
+  OpCall call{op_.schema(), *mesh_, {}, c10::ArrayRef<c10::IValue>(&slot(0), info_.arguments.size()), info_.in_place};
   for (const TensorSlot& slot : tensors_) {
     TensorArg argument;
     argument.argument = slot.argument;

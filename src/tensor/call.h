@@ -73,10 +73,12 @@ class Call {
   void run_each_element();
   void bring_operands(StageSet stages) const;
   void finish_sends_of_written() const;
-  void agree_on_results(Decision& decision);
-  void skip(const Decision& decision);
-  void take_strides(const CallShape& shape);
-  void push_absent(const CallShape& shape, const Decision& decision);
+  [[nodiscard]] bool differs_each_time() const;
+  void agree_on_results(Decision& decision, std::int64_t num_draws);
+  [[nodiscard]] bool knows_results(Decision& decision) const;
+  [[nodiscard]] std::shared_ptr<const CallShape> learn_results(Decision& decision) const;
+  void take_strides(const CallShape& shape) const;
+  void skip(Decision& decision);
   [[nodiscard]] c10::IValue absent_output(const OutputShape& shape, const Decision& decision, std::size_t output) const;
 
   const c10::OperatorHandle& op_;

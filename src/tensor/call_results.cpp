@@ -26,8 +26,7 @@ void Call::write_back(const Decision& decision) {
     }
     MeshStorage& storage = storage_of(slot.tensor);
     if (storage.placements() == target) continue;
-    storage.local().copy_(
-        redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
+    storage.local().copy_(redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
   }
 }
 
@@ -58,9 +57,9 @@ void Call::wrap_outputs(Decision& decision) {
 
 at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const {
   if (local.layout() != at::kStrided) [[unlikely]] {
-    throw ShapeError(fmt::format(
-        "{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it", info_.name,
-        c10::str(local.layout())));
+    throw ShapeError(
+        fmt::format("{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it",
+                    info_.name, c10::str(local.layout())));
   }
   at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
   note_view(result, decision);
@@ -86,9 +85,10 @@ at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decisi
   const Sizes& sizes = decision.output_sizes[0];
   for (const Placement& placement : wanted) {
     if (placement.is_shard() && placement.dim >= static_cast<std::int64_t>(sizes.size())) [[unlikely]] {
-      throw ShapeError(fmt::format("{}: the plan wants its output as {}, but the output [{}] has {} dims; shard one of "
-                                   "them in the plan's `output`",
-                                   info_.name, to_string(placement), fmt::join(sizes, ", "), sizes.size()));
+      throw ShapeError(
+          fmt::format("{}: the plan wants its output as {}, but the output [{}] has {} dims; shard one of "
+                      "them in the plan's `output`",
+                      info_.name, to_string(placement), fmt::join(sizes, ", "), sizes.size()));
     }
   }
   return wrap(redistribute_local(local, sizes, decision.outputs[0], wanted, *mesh_), wanted, *mesh_, sizes);
@@ -99,7 +99,8 @@ void Call::note_view(const at::Tensor& result, const Decision& decision) const {
   MeshStorage& storage = storage_of(result);
   storage.is_view_of_copy = decision.gathers_view;
   if (!is_mesh(tensors_[0].tensor)) return;
-  if (c10::InferenceMode::is_enabled()) [[unlikely]] keep_keys(result, tensors_[0].tensor);
+  if (c10::InferenceMode::is_enabled()) [[unlikely]]
+    keep_keys(result, tensors_[0].tensor);
   const MeshStorage& base = storage_of(tensors_[0].tensor);
   if (base.is_view_of_copy) storage.is_view_of_copy = true;
   if (!decision.gathers_view) storage.gathered_at_use = base.gathered_at_use;
@@ -132,7 +133,7 @@ void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t o
 }
 
 at::Tensor Call::fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
-                                    std::size_t output) const {
+                          std::size_t output) const {
   const Sizes& sizes = decision.output_sizes[output];
   if (!is_mesh(out)) {
     const Placements whole = Placements::replicated(mesh_->num_axes());
@@ -142,8 +143,7 @@ at::Tensor Call::fill_out(const at::Tensor& out, const at::Tensor& local, const 
   }
   MeshStorage& storage = storage_of(out);
   if (out.sizes() == at::IntArrayRef(sizes) && !storage.placements().any_partial()) {
-    storage.local().copy_(
-        redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
+    storage.local().copy_(redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
     return out;
   }
   out.unsafeGetTensorImpl()->shallow_copy_from(wrap_one(local, decision, output).getIntrusivePtr());

@@ -47,8 +47,9 @@ struct Reader {
   std::span<const std::int64_t> words;
 
   std::int64_t next() {
-    check<CommunicationError>(!words.empty(), "stages: a message about the shape of a result is too short; run the same "
-                                              "build of the program on every rank");
+    check<CommunicationError>(!words.empty(),
+                              "stages: a message about the shape of a result is too short; run the same "
+                              "build of the program on every rank");
     const std::int64_t word = words.front();
     words = words.subspan(1);
     return word;
@@ -88,8 +89,8 @@ struct Reader {
 
 }  // namespace
 
-CallShape shape_of(c10::ArrayRef<c10::IValue> outputs, const std::string& operator_name) {
-  CallShape result;
+std::vector<OutputShape> shapes_of(c10::ArrayRef<c10::IValue> outputs, const std::string& operator_name) {
+  std::vector<OutputShape> result;
   for (const c10::IValue& value : outputs) {
     OutputShape& output = result.emplace_back();
     if (value.isTensor()) {
@@ -100,17 +101,18 @@ CallShape shape_of(c10::ArrayRef<c10::IValue> outputs, const std::string& operat
     } else if (value.isScalar()) {
       output.number = value;
     } else if (!value.isNone()) {
-      throw ShapeError(fmt::format("{} gives a {}, which cannot be told to ranks of other pipeline stages; call it on "
-                                   "tessera::full of its tensors",
-                                   operator_name, value.tagKind()));
+      throw ShapeError(
+          fmt::format("{} gives a {}, which cannot be told to ranks of other pipeline stages; call it on "
+                      "tessera::full of its tensors",
+                      operator_name, value.tagKind()));
     }
   }
   return result;
 }
 
 std::vector<std::int64_t> to_words(const CallShape& shape) {
-  std::vector<std::int64_t> words{static_cast<std::int64_t>(shape.size())};
-  for (const OutputShape& output : shape) {
+  std::vector<std::int64_t> words{shape.num_draws, static_cast<std::int64_t>(shape.outputs.size())};
+  for (const OutputShape& output : shape.outputs) {
     words.push_back(output.is_list ? 1 : 0);
     words.push_back(static_cast<std::int64_t>(output.tensors.size()));
     for (const ResultShape& tensor : output.tensors) add_words(words, tensor);
@@ -121,8 +123,10 @@ std::vector<std::int64_t> to_words(const CallShape& shape) {
 
 CallShape from_words(std::span<const std::int64_t> words) {
   Reader reader{words};
-  CallShape result(static_cast<std::size_t>(reader.next()));
-  for (OutputShape& output : result) {
+  CallShape result;
+  result.num_draws = reader.next();
+  result.outputs.resize(static_cast<std::size_t>(reader.next()));
+  for (OutputShape& output : result.outputs) {
     output.is_list = reader.next() != 0;
     output.tensors.resize(static_cast<std::size_t>(reader.next()));
     for (ResultShape& tensor : output.tensors) tensor = reader.shape();

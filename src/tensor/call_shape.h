@@ -26,10 +26,13 @@ struct OutputShape {
   std::vector<ResultShape> tensors;
   c10::IValue number;  ///< int, float, bool or complex; none if the output is of tensors
 };
-using CallShape = std::vector<OutputShape>;
+struct CallShape {
+  std::vector<OutputShape> outputs;
+  std::int64_t num_draws = 0;  ///< of random numbers, so that ranks without data count them too
+};
 
 /// Throws ShapeError naming `operator_name` if an output is neither of tensors nor a number.
-[[nodiscard]] CallShape shape_of(c10::ArrayRef<c10::IValue> outputs, const std::string& operator_name);
+[[nodiscard]] std::vector<OutputShape> shapes_of(c10::ArrayRef<c10::IValue> outputs, const std::string& operator_name);
 
 /// Words for a message, and back. Throws CommunicationError if the words are not those of `to_words`.
 [[nodiscard]] std::vector<std::int64_t> to_words(const CallShape& shape);

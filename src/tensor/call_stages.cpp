@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls whose tensors lie on pipeline stages: run here or elsewhere, with the same tensors to show for it.
-#include <ATen/core/List.h>
 #include <ATen/SequenceNumber.h>
+#include <ATen/core/List.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -15,9 +15,9 @@ namespace {
 bool in_backward() { return torch::autograd::get_current_graph_task_id() != -1; }
 
 /// Where the operator ran whose gradient is being worked out; 0: there is none, or it is not known.
-StageSet forward_stages(const StageRuntime& stages) {
+StageSet forward_stages(StageRuntime& stages) {
   const auto node = torch::autograd::get_current_node();
-  return node == nullptr ? 0 : stages.context().forward.of(node->sequence_nr());
+  return node == nullptr ? 0 : stages.forward().of(node->sequence_nr());
 }
 
 /// A tensor was written after copies of it were sent.
@@ -99,79 +99,88 @@ void Call::finish_sends_of_written() const {
 }
 
 void Call::run_on_stages(Decision& decision) {
-  if (at::GradMode::is_enabled()) runtime_->stages.context().forward.note(at::sequence_number::peek(), decision.stages);
+  StageRuntime& stages = runtime_->stages;
+  if (at::GradMode::is_enabled()) stages.forward().note(at::sequence_number::peek(), decision.stages);
   bring_operands(decision.stages);
-  if ((runtime_->stages.map().stages_here() & decision.stages) != 0) {
+  if ((stages.map().stages_here() & decision.stages) != 0) {
     finish_sends_of_written();
+    const std::uint64_t draws_before = runtime_->random.num_draws;
     run_here(decision);
-    agree_on_results(decision);
+    agree_on_results(decision, static_cast<std::int64_t>(runtime_->random.num_draws - draws_before));
   } else {
     skip(decision);
   }
-  runtime_->stages.progress();
+  stages.progress();
 }
+
+bool Call::differs_each_time() const { return info_.gives_values || info_.sizes_depend_on_values; }
 
 /// The first rank that computes tells all others what came out; those that compute too take over its strides.
-void Call::agree_on_results(Decision& decision) {
+void Call::agree_on_results(Decision& decision, std::int64_t num_draws) {
   StageRuntime& stages = runtime_->stages;
-  const std::size_t num_outputs = info_.returned_argument.size();
-  const c10::ArrayRef<c10::IValue> outputs(stack_.data() + (stack_.size() - num_outputs), num_outputs);
-  const bool first = stages.map().first_rank(decision.stages) == mesh_->coordinate(stages.axis());
-  if (info_.gives_values || info_.sizes_depend_on_values) {
-    if (first) {
-      stages.tell_values(shape_of(outputs, info_.name), *mesh_);
-    } else {
-      take_strides(stages.learn_values(decision.stages, *mesh_));
-    }
+  if (stages.map().first_rank(decision.stages) != mesh_->coordinate(stages.axis())) {
+    take_strides(*learn_results(decision));
     return;
   }
-  if (decision.shape == nullptr) decision.shape = stages.known_shape(decision.key);
-  if (decision.shape == nullptr && first) {
-    decision.shape = std::make_shared<const CallShape>(shape_of(outputs, info_.name));
-    stages.tell_shape(decision.key, decision.shape, *mesh_);
+  if (!differs_each_time() && knows_results(decision)) return;
+  const std::size_t num_outputs = info_.returned_argument.size();
+  const c10::ArrayRef<c10::IValue> outputs(stack_.data() + (stack_.size() - num_outputs), num_outputs);
+  auto shape = std::make_shared<const CallShape>(CallShape{shapes_of(outputs, info_.name), num_draws});
+  if (differs_each_time()) {
+    stages.tell_values(*shape, *mesh_);
+  } else {
+    decision.shape = shape;
+    stages.tell_shape(decision.key, std::move(shape), *mesh_);
   }
-  if (decision.shape == nullptr) decision.shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
-  if (!first) take_strides(*decision.shape);
 }
 
-void Call::take_strides(const CallShape& shape) {
-  const std::size_t first = stack_.size() - shape.size();
-  for (std::size_t i = 0; i < shape.size(); ++i) {
+bool Call::knows_results(Decision& decision) const {
+  if (decision.shape == nullptr) decision.shape = runtime_->stages.known_shape(decision.key);
+  return decision.shape != nullptr;
+}
+
+/// What the first rank that computes tells, or has told.
+std::shared_ptr<const CallShape> Call::learn_results(Decision& decision) const {
+  StageRuntime& stages = runtime_->stages;
+  if (differs_each_time()) return std::make_shared<const CallShape>(stages.learn_values(decision.stages, *mesh_));
+  if (!knows_results(decision)) decision.shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
+  return decision.shape;
+}
+
+void Call::take_strides(const CallShape& shape) const {
+  const std::size_t first = stack_.size() - shape.outputs.size();
+  for (std::size_t i = 0; i < shape.outputs.size(); ++i) {
     const c10::IValue& value = stack_[first + i];
-    if (!value.isTensor() || info_.returned_argument[i] >= 0 || !value.toTensor().defined()) continue;
-    const ResultShape& result = shape[i].tensors[0];
-    value.toTensor().unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes, result.strides, result.offset);
+    if (info_.returned_argument[i] >= 0 || shape.outputs[i].tensors.empty()) continue;
+    const std::vector<at::Tensor> tensors =
+        value.isTensorList() ? value.toTensorVector() : std::vector<at::Tensor>{value.toTensor()};
+    for (std::size_t k = 0; k < tensors.size(); ++k) {
+      const ResultShape& result = shape.outputs[i].tensors[k];
+      if (!result.defined) continue;
+      tensors[k].unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes, result.strides, result.offset);
+    }
   }
 }
 
 /// The call runs on other ranks.
-void Call::skip(const Decision& decision) {
-  StageRuntime& stages = runtime_->stages;
-  if (info_.random) ++runtime_->random.num_draws;
+void Call::skip(Decision& decision) {
   // What is reduced inside its storage for this call is reduced from now on, here as there.
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (is_mesh(tensors_[i].tensor)) reduce_in_storage(tensors_[i].tensor, decision.inputs[i]);
   }
-  if (info_.gives_values || info_.sizes_depend_on_values) {
-    push_absent(stages.learn_values(decision.stages, *mesh_), decision);
-    return;
-  }
-  std::shared_ptr<const CallShape> shape = stages.known_shape(decision.key);
-  if (shape == nullptr) shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
-  push_absent(*shape, decision);
-}
-
-void Call::push_absent(const CallShape& shape, const Decision& decision) {
+  const std::shared_ptr<const CallShape> known = learn_results(decision);
+  const CallShape& shape = *known;
+  runtime_->random.num_draws += static_cast<std::uint64_t>(shape.num_draws);
   std::vector<c10::IValue> results;
   std::size_t out = 0;
-  for (std::size_t i = 0; i < shape.size(); ++i) {
+  for (std::size_t i = 0; i < shape.outputs.size(); ++i) {
     const int returned = info_.returned_argument[i];
     if (returned >= 0 && info_.arguments[static_cast<std::size_t>(returned)].is_out) {
       results.emplace_back(outs_[out++]);
-    } else if (returned >= 0 && !shape[i].is_list) {
+    } else if (returned >= 0 && !shape.outputs[i].is_list) {
       results.emplace_back(tensor_of_argument(returned));
     } else {
-      results.push_back(absent_output(shape[i], decision, i));
+      results.push_back(absent_output(shape.outputs[i], decision, i));
     }
   }
   stack_.erase(stack_.begin() + static_cast<std::ptrdiff_t>(base_), stack_.end());

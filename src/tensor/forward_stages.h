@@ -9,8 +9,8 @@
 
 namespace tessera::tensor {
 
-/// Stages by the sequence number of the autograd node that an operator belongs to. What a gradient's operands say does not
-/// suffice: an activation that was sent on lies on two stages, and an operator of either may have saved it.
+/// Stages by the sequence number of the autograd node that an operator belongs to. What a gradient's operands say does
+/// not suffice: an activation that was sent on lies on two stages, and an operator of either may have saved it.
 class ForwardStages {
  public:
   /// Called below autograd, which has just made the operator's node if it made one.
@@ -28,7 +28,6 @@ class ForwardStages {
     const std::uint64_t first = next_ - stages_.size();
     return sequence_number < first || sequence_number >= next_ ? 0 : stages_[sequence_number - first];
   }
-  void clear() { stages_.clear(); }
 
  private:
   static constexpr std::uint64_t kMaxNodes = 1 << 20;

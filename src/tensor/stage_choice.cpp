@@ -13,13 +13,13 @@ StageSet highest(StageSet stages) { return stages == 0 ? 0 : std::bit_floor(stag
 
 /// What the operands of a call have in common.
 struct Operands {
-  StageSet pinned;          ///< where all parameters lie; `all` without one
-  StageSet free;            ///< where all others lie
-  StageSet latest = 0;      ///< the latest, over tensors, of the first stage that has it
+  StageSet pinned;      ///< where all parameters lie; `all` without one
+  StageSet free;        ///< where all others lie
+  StageSet latest = 0;  ///< the latest, over tensors, of the first stage that has it
   StageSet earliest = ~StageSet{0};
   bool any_pinned = false;
   bool any_free = false;
-  bool any_copy = false;    ///< some of `free` were sent copies
+  bool any_copy = false;  ///< some of `free` were sent copies
   StageSet any_parameter = 0;
 };
 

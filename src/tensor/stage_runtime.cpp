@@ -6,10 +6,12 @@
 #include <ATen/ops/empty_like.h>
 
 #include <algorithm>
+#include <exception>
 #include <numeric>
 
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
+#include "tessera/base/log.h"
 
 namespace tessera::tensor {
 namespace {
@@ -18,11 +20,6 @@ namespace {
 constexpr int kMessageTag = 1 << 30;
 /// Words of a message's first part: most shapes fit.
 constexpr std::int64_t kFirstWords = 48;
-
-/// Tensors of one micro-batch are told apart by their count, micro-batches by their number.
-int tag_of(const MicrobatchContext& context, std::uint32_t event) {
-  return (context.index & 0x3fff) << 16 | static_cast<int>(event & 0xffff);
-}
 
 /// Dims from the outermost in memory to the innermost.
 std::vector<std::int64_t> memory_order(at::IntArrayRef strides) {
@@ -43,7 +40,8 @@ at::Tensor memory_for(at::IntArrayRef local_sizes, const std::vector<std::int64_
 
 std::vector<std::int64_t> inverse(const std::vector<std::int64_t>& order) {
   std::vector<std::int64_t> result(order.size());
-  for (std::size_t i = 0; i < order.size(); ++i) result[static_cast<std::size_t>(order[i])] = static_cast<std::int64_t>(i);
+  for (std::size_t i = 0; i < order.size(); ++i)
+    result[static_cast<std::size_t>(order[i])] = static_cast<std::int64_t>(i);
   return result;
 }
 
@@ -51,11 +49,28 @@ at::Tensor of_words(std::int64_t count) { return at::empty({count}, at::TensorOp
 
 }  // namespace
 
+StageRuntime::~StageRuntime() {
+  // A rank that fails must not wait for others, which may never come.
+  if (std::uncaught_exceptions() > 0) return;
+  try {
+    for (Outgoing& outgoing : outgoing_) outgoing.pending.wait();
+  } catch (const std::exception& error) {
+    base::warn("stages: what this rank sent did not arrive: {}", error.what());
+  }
+}
+
+/// Tags of tensors stay below kMessageTag; those that repeat after so many events are long done.
+int StageRuntime::next_tag() noexcept {
+  return static_cast<int>(num_events_++ % static_cast<std::uint32_t>(kMessageTag));
+}
+
 void StageRuntime::set_map(const Mesh& mesh, const std::vector<int>& rank_of_stage) {
   if (map_.axis() >= 0 && rank_of_stage == map_.rank_of_stage()) return;
   const bool fresh = map_.rank_of_stage() == StageMap(mesh).rank_of_stage() && shapes_.empty();
-  check<ConfigError>(fresh, "stages: mesh {} already computes {} stages in another arrangement; make a mesh for each "
-                            "arrangement", mesh.to_string(), map_.rank_of_stage().size());
+  check<ConfigError>(fresh,
+                     "stages: mesh {} already computes {} stages in another arrangement; make a mesh for each "
+                     "arrangement",
+                     mesh.to_string(), map_.rank_of_stage().size());
   map_ = StageMap(mesh, rank_of_stage);
 }
 
@@ -71,7 +86,7 @@ at::Tensor StageRuntime::moved(const at::Tensor& local, at::IntArrayRef local_si
   for (int rank = 0; rank < map_.ranks(); ++rank) {
     if ((map_.stages_of(rank) & to) == 0 || (map_.stages_of(rank) & from) != 0) continue;
     const int source = map_.source_for(rank, from);
-    const int tag = tag_of(*context_, next_event());
+    const int tag = next_tag();
     if (me != source && me != rank) continue;
     const auto order = memory_order(strides);
     if (me == source) {
@@ -98,7 +113,8 @@ void StageRuntime::bring(const at::Tensor& tensor, StageSet stages) {
   at::Tensor local = moved(storage.local(), sizes, tensor.strides(), now, stages, mesh);
   if (storage.stage.home == 0) storage.stage.home = now;
   // Inference tensors cannot be written and have no version.
-  storage.stage.copied_version = tensor.is_inference() ? 0 : tensor.unsafeGetTensorImpl()->version_counter().current_version();
+  storage.stage.copied_version =
+      tensor.is_inference() ? 0 : tensor.unsafeGetTensorImpl()->version_counter().current_version();
   placements[map_.axis()] = map_.placement_of(now | stages);
   storage.replace(std::move(local), placements);
 }
@@ -132,12 +148,12 @@ std::shared_ptr<const CallShape> StageRuntime::learn_shape(std::uint64_t key, St
 }
 
 void StageRuntime::tell_values(const CallShape& shape, const Mesh& mesh) {
-  tell(static_cast<std::uint64_t>(tag_of(*context_, next_event())), shape, mesh);
+  tell(static_cast<std::uint64_t>(next_tag()), shape, mesh);
   traffic_.scalars_sent += map_.ranks() - 1;
 }
 
 CallShape StageRuntime::learn_values(StageSet stages, const Mesh& mesh) {
-  return learn(static_cast<std::uint64_t>(tag_of(*context_, next_event())), map_.first_rank(stages), mesh);
+  return learn(static_cast<std::uint64_t>(next_tag()), map_.first_rank(stages), mesh);
 }
 
 /// Everybody learns from the first rank that computes, those who compute too: shapes must agree to the last stride.
@@ -195,11 +211,6 @@ void StageRuntime::finish_sends_of(const at::Tensor& memory) {
 
 void StageRuntime::progress() {
   std::erase_if(outgoing_, [](Outgoing& outgoing) { return outgoing.pending.finished(); });
-}
-
-void StageRuntime::finish_sends() {
-  for (Outgoing& outgoing : outgoing_) outgoing.pending.wait();
-  outgoing_.clear();
 }
 
 }  // namespace tessera::tensor

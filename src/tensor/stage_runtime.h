@@ -17,18 +17,14 @@
 
 namespace tessera::tensor {
 
-/// Where one micro-batch stands. All ranks count the same events of a micro-batch in the same order, though they may
-/// take micro-batches in different orders: that names messages.
-struct MicrobatchContext {
-  int index = 0;
-  std::uint32_t num_events = 0;
-  ForwardStages forward;
-};
-
 /// One rank's part in moving things between the stages of one mesh. Without stages it does nothing.
 class StageRuntime {
  public:
   explicit StageRuntime(const Mesh& mesh) : map_(mesh) {}
+  /// What was sent arrives, though this rank is done: without error under way, waits for it.
+  ~StageRuntime();
+  StageRuntime(const StageRuntime&) = delete;
+  StageRuntime& operator=(const StageRuntime&) = delete;
 
   /// Index of axis pp; -1 if there are no stages.
   [[nodiscard]] int axis() const noexcept { return map_.axis(); }
@@ -36,17 +32,15 @@ class StageRuntime {
   void set_map(const Mesh& mesh, const std::vector<int>& rank_of_stage);
   [[nodiscard]] const StageTraffic& traffic() const noexcept { return traffic_; }
 
-  /// The micro-batch that this rank works at; returns the one before.
-  MicrobatchContext* enter(MicrobatchContext* context) noexcept { return std::exchange(context_, context); }
-
-  [[nodiscard]] MicrobatchContext& context() const noexcept { return *context_; }
+  /// Where operators of forward ran.
+  [[nodiscard]] ForwardStages& forward() noexcept { return forward_; }
 
   /// Makes a tensor lie on `stages` besides where it lies. Its storage remembers, until the tensor is written.
   void bring(const at::Tensor& tensor, StageSet stages);
   /// Undoes bring: the tensor lies where it lay.
   void forget_copies(const at::Tensor& tensor) const;
-  /// `local`, a shard of `local_sizes` that lies on stages `from`, on stages `to` as well; where it does not come to, as it
-  /// was. `like`: a tensor whose strides tell the layout.
+  /// `local`, a shard of `local_sizes` that lies on stages `from`, on stages `to` as well; where it does not come to,
+  /// as it was. `strides` of the whole tell the layout.
   [[nodiscard]] at::Tensor moved(const at::Tensor& local, at::IntArrayRef local_sizes, at::IntArrayRef strides,
                                  StageSet from, StageSet to, const Mesh& mesh);
 
@@ -64,8 +58,6 @@ class StageRuntime {
   void finish_sends_of(const at::Tensor& memory);
   /// Moves what is on its way, without waiting.
   void progress();
-  /// Waits until everything that was sent has arrived.
-  void finish_sends();
 
  private:
   using Message = std::vector<std::int64_t>;
@@ -74,7 +66,8 @@ class StageRuntime {
     comm::Pending pending;
   };
 
-  [[nodiscard]] std::uint32_t next_event() noexcept { return context_->num_events++; }
+  /// All ranks count the same events in the same order: that names messages.
+  [[nodiscard]] int next_tag() noexcept;
   void send(const at::Tensor& memory, int to, int tag, const Mesh& mesh);
   void tell(std::uint64_t id, const CallShape& shape, const Mesh& mesh);
   [[nodiscard]] CallShape learn(std::uint64_t id, int from, const Mesh& mesh);
@@ -82,8 +75,8 @@ class StageRuntime {
 
   StageMap map_;
   StageTraffic traffic_;
-  MicrobatchContext outside_;
-  MicrobatchContext* context_ = &outside_;
+  ForwardStages forward_;
+  std::uint32_t num_events_ = 0;
   std::deque<Outgoing> outgoing_;
   std::unordered_map<std::uint64_t, std::shared_ptr<const CallShape>> shapes_;
   /// Messages that came before anybody asked for them, by sender and id.

@@ -50,7 +50,7 @@ std::vector<ConfigField> make_fields() {
       {"optimizer.momentum", "momentum", TESSERA_MEMBER(optimizer.momentum), "momentum, sgd only", "", {}, 0, 1},
       {"optimizer.clip", "clip", TESSERA_MEMBER(optimizer.clip), "largest global gradient norm; 0: no clipping", "", {},
        0, 1e30},
-      {"mesh", "mesh", TESSERA_MEMBER(mesh), "axes and sizes, dp=2,tp=2; empty: one rank", "", {}},
+      {"mesh", "mesh", TESSERA_MEMBER(mesh), "axes pp, dp_replicate (short dp), dp_shard, tp and sizes, dp=2,tp=2; empty: one rank", "", {}},
       {"batch", "batch", TESSERA_MEMBER(batch), "global batch, over all ranks", "samples", {}, 1, kMaxSize},
       {"accumulate", "accumulate", TESSERA_MEMBER(accumulate), "micro-batches whose gradients add up in a step", "", {}, 1,
        kMaxSize},

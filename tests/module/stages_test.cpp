@@ -148,8 +148,9 @@ TEST_P(Cut, works_with_fused_optimizers) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Meshes, Cut, testing::Values("pp=2", "pp=3", "pp=4", "pp=2,dp=2", "pp=2,dp_shard=2", "pp=2,tp=2",
-                                                      "pp=2,dp_shard=2,tp=2"));
+INSTANTIATE_TEST_SUITE_P(Meshes, Cut,
+                         testing::Values("pp=2", "pp=3", "pp=4", "pp=2,dp=2", "pp=2,dp_shard=2", "pp=2,tp=2",
+                                         "pp=2,dp_shard=2,tp=2"));
 
 TEST(Stages, a_rank_outside_a_stage_holds_no_memory_for_it) {
   test::on_mesh("pp=2", [](const Mesh& mesh) {
@@ -280,7 +281,8 @@ TEST(StagePatterns, name_paths_ranges_and_wildcards) {
 
 TEST(BalancedStages, are_as_equal_as_a_chain_allows) {
   torch::nn::Sequential layers;
-  for (const int width : {8, 1, 1, 1, 5, 8}) layers->push_back(torch::nn::Linear(torch::nn::LinearOptions(1, width).bias(false)));
+  for (const int width : {8, 1, 1, 1, 5, 8})
+    layers->push_back(torch::nn::Linear(torch::nn::LinearOptions(1, width).bias(false)));
   EXPECT_EQ(balanced_stages(*layers, 3), (Patterns{{"0"}, {"1", "2", "3", "4"}, {"5"}}));
   EXPECT_THROW((void)balanced_stages(*layers, 7), ConfigError);
 }
@@ -300,7 +302,8 @@ void expect_refusal(const std::string& axes, const Plan& plan, const std::string
 TEST(Stages, bad_plans_are_refused_before_anything_moves) {
   expect_refusal("pp=2", Plan(), "names no stages");
   expect_refusal("pp=2", Plan().stages({{"first"}, {"secnd"}}), "no stage names \"second.weight\"");
-  expect_refusal("pp=2", Plan().stages({{"first", "second"}, {"first.bias"}}), "stage 1 of 2 (first.bias) names no parameter");
+  expect_refusal("pp=2", Plan().stages({{"first", "second"}, {"first.bias"}}),
+                 "stage 1 of 2 (first.bias) names no parameter");
   expect_refusal("pp=2", Plan().stages({{"first.weight"}, {"first.bias"}, {"second"}}), "a multiple of 2");
   EXPECT_THROW(Plan().stages({}), ConfigError);
   EXPECT_THROW(Plan().stages({{"first"}, {}}), ConfigError);
@@ -318,8 +321,41 @@ TEST(Stages, ranks_without_data_know_what_was_reduced) {
   });
 }
 
+/// An operator that may draw and does not: ranks of all stages count what was drawn, not what could have been.
+TEST(Stages, random_numbers_are_counted_alike_on_all_stages) {
+  test::on_mesh("pp=2", [](const Mesh& mesh) {
+    const Tensor x = distribute(torch::ones({6}) * -1, mesh, {Stage(1)});
+    (void)torch::rrelu(x, 0.1, 0.3, /*training=*/false);
+    EXPECT_EQ(random_state(mesh).num_draws, 0U);
+    (void)torch::rrelu(x, 0.1, 0.3, /*training=*/true);
+    (void)torch::dropout(x, 0.5, true);
+    EXPECT_EQ(random_state(mesh).num_draws, 2U);
+  });
+}
+
+TEST(Stages, a_stage_agrees_on_samples_without_the_others) {
+  test::on_mesh("pp=2,dp=2", [](const Mesh& mesh) {
+    torch::nn::FractionalMaxPool2d pool(torch::nn::FractionalMaxPool2dOptions(2).output_size(3));
+    const Tensor x = torch::arange(2 * 3 * 7 * 7, torch::kDouble).view({2, 3, 7, 7});
+    const Tensor pooled = pool(distribute(x, mesh, {Stage(1), Shard(0)}));
+    EXPECT_EQ(full(pooled).sizes(), (std::vector<std::int64_t>{2, 3, 3, 3}));
+  });
+}
+
+TEST(Stages, lists_of_tensors_of_several_stages_are_taken_apart) {
+  test::on_mesh("pp=2", [](const Mesh& mesh) {
+    const std::vector<Tensor> values{distribute(torch::ones({3}), mesh, {Stage(0)}),
+                                     distribute(torch::ones({3}) * 2, mesh, {Stage(1)})};
+    const std::vector<Tensor> sums = at::_foreach_add(values, 1);
+    EXPECT_TRUE(full(sums[1]).equal(torch::ones({3}) * 3));
+    EXPECT_EQ(is_here(sums[0]), mesh.rank() == 0);
+    EXPECT_TRUE(full(torch::stack(values)[0]).equal(torch::ones({3})));
+    EXPECT_EQ(torch::cat(values).chunk(2).size(), 2U);
+  });
+}
+
 TEST(Stages, survive_a_round_trip_through_a_file) {
-  const Plan plan = Plan().stages({{"first"}, {"second", "third"}, {"a"}, {"b"}}, Plan::StageOrder::kV);
+  const Plan plan = Plan().stages({{"first"}, {"second", "third"}, {"a"}, {"b"}}, StageOrder::kV);
   const Plan read = Plan::parse(plan.to_toml(), "plan.toml");
   EXPECT_EQ(read.stages(), plan.stages());
   EXPECT_EQ(read.rank_of_stage(2), (std::vector<int>{0, 1, 1, 0}));

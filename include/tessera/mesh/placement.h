@@ -53,7 +53,9 @@ struct Placement {
   return {PlacementKind::kStage, PartialOp::kSum, 0, stages};
 }
 /// Stage `stage` only, 0 to kMaxStages - 1.
-[[nodiscard]] constexpr Placement Stage(int stage) noexcept { return Stages(StageSet{1} << static_cast<unsigned>(stage)); }
+[[nodiscard]] constexpr Placement Stage(int stage) noexcept {
+  return Stages(StageSet{1} << static_cast<unsigned>(stage));
+}
 
 /// Axes a mesh may have at most: one per canonical axis name.
 inline constexpr int kMaxAxes = 6;
@@ -109,8 +111,8 @@ class Placements {
 /// "replicate", "shard(0)", "partial(sum)", "stage(2)", "stage(0,3)".
 [[nodiscard]] std::string to_string(const Placement& placement);
 
-/// Inverse of to_string; also takes ranges of stages, "stage(0-3)", and the words "colwise" (shard(0) of a weight [out, in]) and "rowwise" (shard(1)).
-/// Throws ConfigError naming the text and what is allowed.
+/// Inverse of to_string; also takes ranges of stages, "stage(0-3)", and the words "colwise" (shard(0) of a weight
+/// [out, in]) and "rowwise" (shard(1)). Throws ConfigError naming the text and what is allowed.
 [[nodiscard]] Placement parse_placement(std::string_view text);
 
 /// The contiguous part of a dim that one of `parts` ranks holds.

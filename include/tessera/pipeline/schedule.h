@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A pipeline schedule as data: which rank runs which action, in which order. Generators make it, validate() proves it,
-// ideal_timeline() prices it, the executor runs it.
+// ideal_timeline() prices it, picture() draws it.
 #pragma once
 
 #include <cstdint>
