@@ -196,11 +196,18 @@ bool Call::keeps_shards(const Decision& decision) const {
   return false;
 }
 
+/// Reducing a partial sum inside its storage gives it other memory. A view that is written stays in that of its base: the
+/// result is brought home as a partial sum.
+bool Call::keeps_memory(const TensorSlot& slot) { return slot.written && storage_of(slot.tensor).is_view; }
+
 at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) const {
   if (!slot.tensor.defined()) return slot.tensor;
   if (is_mesh(slot.tensor)) {
     MeshStorage& storage = storage_of(slot.tensor);
-    return storage.placements() == target ? storage.local() : read_as(slot.tensor, target);
+    if (storage.placements() == target) return storage.local();
+    return keeps_memory(slot) ? redistribute_local(storage.local(), slot.tensor.sizes(), storage.placements(), target,
+                                                   *mesh_)
+                              : read_as(slot.tensor, target);
   }
   if (target.all_replicate()) return slot.tensor;
   return redistribute_local(slot.tensor, slot.tensor.sizes(), Placements::replicated(mesh_->num_axes()), target,

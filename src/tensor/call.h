@@ -46,6 +46,7 @@ class Call {
   [[nodiscard]] bool redistributes(const Decision& decision) const;
   [[nodiscard]] bool keeps_shards(const Decision& decision) const;
   void run_here(Decision& decision);
+  [[nodiscard]] static bool keeps_memory(const TensorSlot& slot);
   [[nodiscard]] at::Tensor local_for(const TensorSlot& slot, const Placements& target) const;
   void localise_arguments(const Decision& decision);
   std::size_t localise_list(std::size_t argument, std::size_t next, const Decision& decision);

@@ -97,6 +97,7 @@ at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decisi
 void Call::note_view(const at::Tensor& result, const Decision& decision) const {
   if (!info_.is_view) return;
   MeshStorage& storage = storage_of(result);
+  storage.is_view = true;
   storage.is_view_of_copy = decision.gathers_view;
   if (!is_mesh(tensors_[0].tensor)) return;
   if (c10::InferenceMode::is_enabled()) [[unlikely]]

@@ -166,7 +166,8 @@ void Call::take_strides(const CallShape& shape) const {
 void Call::skip(Decision& decision) {
   // What is reduced inside its storage for this call is reduced from now on, here as there.
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    if (is_mesh(tensors_[i].tensor)) reduce_in_storage(tensors_[i].tensor, decision.inputs[i]);
+    const bool reduced = is_mesh(tensors_[i].tensor) && !keeps_memory(tensors_[i]);
+    if (reduced) reduce_in_storage(tensors_[i].tensor, decision.inputs[i]);
   }
   const std::shared_ptr<const CallShape> known = learn_results(decision);
   const CallShape& shape = *known;

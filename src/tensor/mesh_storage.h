@@ -43,6 +43,8 @@ class MeshStorage final : public c10::StorageImpl {
 
   /// A view that had to be made from gathered data: writing into it would not reach its base.
   bool is_view_of_copy = false;
+  /// A view: its memory is part of another tensor's.
+  bool is_view = false;
   /// Bit i: sharded along axis i to save memory only. Whoever computes with the value gathers it for that use and
   /// leaves the other operands where they are. Views inherit it.
   unsigned gathered_at_use = 0;

@@ -495,6 +495,18 @@ TEST(ViewAlongAWholeDim, WritesIntoItsBase) {
   });
 }
 
+TEST(ViewOfAPartialSum, WritesIntoItsBase) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor base = from_local(values({4, 6}), mesh, {Partial()}, {4, 6});
+    base.select(1, 2).fill_(9.0);
+    base.diagonal().tanh_();
+    Tensor expected = values({4, 6}) * 2;
+    expected.select(1, 2).fill_(9.0);
+    expected.diagonal().tanh_();
+    EXPECT_TRUE(at::allclose(full(base), expected));
+  });
+}
+
 TEST(Meshes, RefuseToBeMixedInOneOperator) {
   test::on_ranks(2, [](const auto& world) {
     const Mesh a(world, parse_axes("dp=2"));
