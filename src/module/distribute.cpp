@@ -68,15 +68,26 @@ struct NoSync::State {
 };
 
 NoSync::NoSync(torch::nn::Module& module) : state_(std::make_unique<State>()) {
-  for (const at::Tensor& parameter : module.parameters()) {
-    state_->reducer = module::reducer_of(parameter);
-    if (state_->reducer != nullptr) break;
-  }
+  state_->reducer = module::reducer_of(module);
   check<ConfigError>(state_->reducer != nullptr, "NoSync: the module is not on a mesh; call tessera::distribute first");
   state_->before = state_->reducer->synchronising();
   state_->reducer->set_synchronising(false);
 }
 
 NoSync::~NoSync() { state_->reducer->set_synchronising(state_->before); }
+
+void reduce_gradients(torch::nn::Module& module) {
+  std::vector<at::Tensor> parameters = module.parameters();
+  std::shared_ptr<module::GradientReducer> reducer;
+  // The last layer's first, as backward does.
+  for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
+    const auto own = module::reducer_of(*parameter);
+    if (own == nullptr || !parameter->grad().defined() || !is_mesh_tensor(parameter->grad())) continue;
+    if (reducer != nullptr && reducer != own) reducer->finish();
+    reducer = own;
+    reducer->reduce(parameter->grad(), module::gradient_target(*parameter));
+  }
+  if (reducer != nullptr) reducer->finish();
+}
 
 }  // namespace tessera

@@ -135,16 +135,28 @@ class Hook final : public torch::autograd::PostAccumulateGradHook {
     reducer_->on_gradient(parameter.grad(), target_);
   }
   [[nodiscard]] const std::shared_ptr<GradientReducer>& reducer() const noexcept { return reducer_; }
+  [[nodiscard]] const Placements& target() const noexcept { return target_; }
 
  private:
   std::shared_ptr<GradientReducer> reducer_;
   Placements target_;
 };
 
+const Hook* hook_of(const at::Tensor& parameter) {
+  const auto* meta = torch::autograd::impl::get_autograd_meta(parameter);
+  if (meta == nullptr || meta->post_acc_grad_hooks_ == nullptr) return nullptr;
+  return dynamic_cast<const Hook*>(meta->post_acc_grad_hooks_.get());
+}
+
 }  // namespace
 
 void GradientReducer::on_gradient(const at::Tensor& gradient, const Placements& target) {
   if (!synchronising_ || !tensor::is_mesh(gradient)) return;
+  reduce(gradient, target);
+  flush_when_backward_ends();
+}
+
+void GradientReducer::reduce(const at::Tensor& gradient, const Placements& target) {
   bring_to_stages(gradient, target);
   scatter(gradient, target);
   tensor::MeshStorage& storage = tensor::storage_of(gradient);
@@ -155,7 +167,6 @@ void GradientReducer::on_gradient(const at::Tensor& gradient, const Placements& 
     if (const auto reducer = self.lock()) reducer->flush();
   });
   if (bucket_bytes_ >= (first_bucket_sent_ ? options_.bucket_bytes : options_.first_bucket_bytes)) flush();
-  flush_when_backward_ends();
 }
 
 void GradientReducer::flush() {
@@ -179,7 +190,12 @@ void GradientReducer::scatter(const at::Tensor& gradient, const Placements& targ
     scattering_bytes_ += whole_bytes;
   }
   finish_scatters(options_.first_bucket_bytes);
-  if (!scattering_.empty()) flush_when_backward_ends();
+}
+
+void GradientReducer::finish() {
+  flush();
+  finish_scatters(0);
+  first_bucket_sent_ = false;
 }
 
 void GradientReducer::finish_scatters(std::int64_t allowed_bytes) {
@@ -195,18 +211,23 @@ void GradientReducer::flush_when_backward_ends() {
   flush_queued_ = true;
   torch::autograd::Engine::get_default_engine().queue_callback([self = shared_from_this()] {
     self->flush_queued_ = false;
-    self->flush();
-    self->finish_scatters(0);
-    self->first_bucket_sent_ = false;
+    self->finish();
   });
 }
 
 std::shared_ptr<GradientReducer> reducer_of(const at::Tensor& parameter) {
-  const auto* meta = torch::autograd::impl::get_autograd_meta(parameter);
-  if (meta == nullptr || meta->post_acc_grad_hooks_ == nullptr) return nullptr;
-  const auto* hook = dynamic_cast<const Hook*>(meta->post_acc_grad_hooks_.get());
+  const Hook* hook = hook_of(parameter);
   return hook == nullptr ? nullptr : hook->reducer();
 }
+
+std::shared_ptr<GradientReducer> reducer_of(const torch::nn::Module& module) {
+  for (const at::Tensor& parameter : module.parameters()) {
+    if (auto reducer = reducer_of(parameter)) return reducer;
+  }
+  return nullptr;
+}
+
+const Placements& gradient_target(const at::Tensor& parameter) { return hook_of(parameter)->target(); }
 
 void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer, const Placements& target) {
   torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(std::move(reducer), target));

@@ -26,11 +26,18 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
   /// Called by the hook of each parameter after its gradient was accumulated; `target` is where it should lie.
   void on_gradient(const at::Tensor& gradient, const Placements& target);
 
+  /// The same outside of backward, and whether synchronising or not. The caller flushes.
+  void reduce(const at::Tensor& gradient, const Placements& target);
   /// Starts what is waiting, full bucket or not.
   void flush();
+  /// flush(), and waits for what is being scattered.
+  void finish();
 
   void set_synchronising(bool on) noexcept { synchronising_ = on; }
   [[nodiscard]] bool synchronising() const noexcept { return synchronising_; }
+
+  /// What others keep for the module that this reducer serves; empty at first. As Mesh::attachment().
+  [[nodiscard]] std::shared_ptr<void>& attachment() noexcept { return attachment_; }
 
  private:
   void flush_when_backward_ends();
@@ -46,10 +53,17 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
   bool first_bucket_sent_ = false;
   bool flush_queued_ = false;
   bool synchronising_ = true;
+  std::shared_ptr<void> attachment_;
 };
 
 /// The reducer that distribute() gave to `parameter`; null if it has none.
 [[nodiscard]] std::shared_ptr<GradientReducer> reducer_of(const at::Tensor& parameter);
+
+/// The reducer of the module's parameters; null if it is not on a mesh, or nothing in it is trained.
+[[nodiscard]] std::shared_ptr<GradientReducer> reducer_of(const torch::nn::Module& module);
+
+/// Where the gradient of a parameter with a reducer should lie.
+[[nodiscard]] const Placements& gradient_target(const at::Tensor& parameter);
 
 /// Lets `reducer` know of every gradient of `parameter`, which should lie as `target`.
 void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer, const Placements& target);

@@ -5,6 +5,7 @@
 #include <ATen/core/stack.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "tensor/decision_cache.h"
@@ -70,6 +71,7 @@ class Call {
   [[nodiscard]] bool has_staged_tensors() const;
   void add_stages_to_key(CallKey& key) const;
   void describe_stages(OpCall& call) const;
+  void note_hindrances(const Decision& decision) const;
   void run_on_stages(Decision& decision);
   void run_each_element();
   void bring_operands(StageSet stages) const;
@@ -78,6 +80,8 @@ class Call {
   void agree_on_results(Decision& decision, std::int64_t num_draws);
   [[nodiscard]] bool knows_results(Decision& decision) const;
   [[nodiscard]] std::shared_ptr<const CallShape> learn_results(Decision& decision) const;
+  void refuse_new_shape() const;
+  [[nodiscard]] std::string describe_operands() const;
   void take_strides(const CallShape& shape) const;
   void skip(Decision& decision);
   [[nodiscard]] c10::IValue absent_output(const OutputShape& shape, const Decision& decision, std::size_t output) const;

@@ -8,6 +8,7 @@
 
 #include "tensor/call.h"
 #include "tensor/redistribute.h"
+#include "tessera/base/error.h"
 
 namespace tessera::tensor {
 namespace {
@@ -98,11 +99,29 @@ void Call::finish_sends_of_written() const {
   }
 }
 
+/// What keeps pipeline schedules from running the micro-batches of this program in their order.
+void Call::note_hindrances(const Decision& decision) const {
+  StageRuntime::Hindrances& seen = runtime_->stages.hindrances();
+  const bool backward = in_backward();
+  if (info_.gives_values || info_.sizes_depend_on_values) (backward ? seen.tells_in_backward : seen.tells_in_forward) = info_.name;
+  if (backward) return;
+  const StageMap& map = runtime_->stages.map();
+  for (const TensorSlot& slot : tensors_) {
+    if (!is_mesh(slot.tensor)) continue;
+    const StageSet lies = map.set_of(storage_of(slot.tensor).placements());
+    const bool is_parameter = storage_of(slot.tensor).stage.pinned != 0;
+    if (!is_parameter && (lies & decision.stages) == 0 && lowest(lies) > highest(decision.stages)) seen.goes_back = info_.name;
+  }
+}
+
 void Call::run_on_stages(Decision& decision) {
   StageRuntime& stages = runtime_->stages;
+  note_hindrances(decision);
+  const StageSet here = stages.map().stages_here() & decision.stages;
+  if (here != 0 && stages.conductor().await_turn) stages.conductor().await_turn(decision.stages);
   if (at::GradMode::is_enabled()) stages.forward().note(at::sequence_number::peek(), decision.stages);
   bring_operands(decision.stages);
-  if ((stages.map().stages_here() & decision.stages) != 0) {
+  if (here != 0) {
     finish_sends_of_written();
     const std::uint64_t draws_before = runtime_->random.num_draws;
     run_here(decision);
@@ -129,6 +148,7 @@ void Call::agree_on_results(Decision& decision, std::int64_t num_draws) {
   if (differs_each_time()) {
     stages.tell_values(*shape, *mesh_);
   } else {
+    refuse_new_shape();
     decision.shape = shape;
     stages.tell_shape(decision.key, std::move(shape), *mesh_);
   }
@@ -143,8 +163,29 @@ bool Call::knows_results(Decision& decision) const {
 std::shared_ptr<const CallShape> Call::learn_results(Decision& decision) const {
   StageRuntime& stages = runtime_->stages;
   if (differs_each_time()) return std::make_shared<const CallShape>(stages.learn_values(decision.stages, *mesh_));
-  if (!knows_results(decision)) decision.shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
+  if (!knows_results(decision)) {
+    refuse_new_shape();
+    decision.shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
+  }
   return decision.shape;
+}
+
+/// Whoever waited for a shape would wait for a rank that may be waiting for him.
+void Call::refuse_new_shape() const {
+  if (!runtime_->stages.conductor().in_schedule_order) return;
+  throw ShapeError(
+      fmt::format("{}: pipeline stages meet it for the first time in a step that runs in schedule order, with operands "
+                  "[{}]; allowed: what the first step with these batch sizes ran. Let no sizes and no branches differ "
+                  "between steps, or use microbatches = 1",
+                  info_.name, describe_operands()));
+}
+
+std::string Call::describe_operands() const {
+  std::vector<std::string> words;
+  for (const TensorSlot& slot : tensors_) {
+    if (slot.tensor.defined()) words.push_back(fmt::format("[{}]", fmt::join(slot.tensor.sizes(), ", ")));
+  }
+  return fmt::format("{}", fmt::join(words, ", "));
 }
 
 void Call::take_strides(const CallShape& shape) const {

@@ -55,6 +55,13 @@ MeshRuntime& MeshRuntime::of(const Mesh& mesh) {
   return *static_cast<MeshRuntime*>(slot.get());
 }
 
+Microbatch* MeshRuntime::enter(Microbatch* microbatch) noexcept {
+  Microbatch* before = stages.enter(microbatch);
+  (before == nullptr ? random_outside_ : before->random) = random;
+  random = microbatch == nullptr ? random_outside_ : microbatch->random;
+  return before;
+}
+
 Decision* MeshRuntime::find(std::span<const std::int64_t> key) {
   const auto found = decisions_.find(key);
   return found == decisions_.end() ? nullptr : &found->second;

@@ -57,6 +57,10 @@ class MeshRuntime {
   /// The words of the next random operator.
   [[nodiscard]] PhiloxStream next_stream() noexcept { return {random.seed, random.num_draws++}; }
 
+  /// What follows belongs to `microbatch`, or to none if it is null: it counts messages and random numbers there.
+  /// Returns what was before.
+  Microbatch* enter(Microbatch* microbatch) noexcept;
+
   RandomState random;
   StageRuntime stages;
 
@@ -78,6 +82,7 @@ class MeshRuntime {
   std::unordered_map<std::vector<std::int64_t>, Decision, Hash, Equal> decisions_;
   std::map<std::string, std::int64_t> fallbacks_;
   std::set<std::string> sharded_;
+  RandomState random_outside_;  ///< while `random` is that of a micro-batch
 };
 
 }  // namespace tessera::tensor

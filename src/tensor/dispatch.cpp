@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "tensor/call.h"
+#include "tensor/gradient_sum.h"
 #include "tessera/base/error.h"
 
 namespace tessera::tensor {
@@ -50,6 +51,24 @@ class MeshKernel final : public c10::OperatorKernel {
   std::unique_ptr<OperatorInfo> info_;
 };
 
+/// add_: what autograd adds up between two nodes may need other memory.
+class AddKernel final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const at::Tensor& sum = stack->at(stack->size() - 3).toTensor();
+    const at::Tensor& gradient = stack->at(stack->size() - 2).toTensor();
+    if (!autograd_adds_up() || !needs_other_memory(sum, gradient)) {
+      in_place_(op, keys, stack);
+      return;
+    }
+    add_up(sum, gradient);
+    stack->erase(stack->end() - 2, stack->end());
+  }
+
+ private:
+  MeshKernel in_place_;
+};
+
 /// detach and alias: the same storage, so that a partial value is still reduced once for all.
 class SharingKernel final : public c10::OperatorKernel {
  public:
@@ -65,6 +84,11 @@ torch::CppFunction boxed() {
   return torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>());
 }
 
+torch::CppFunction kernel_of(const c10::OperatorName& name) {
+  if (shares_storage(name)) return boxed<SharingKernel>();
+  return name.name == "aten::add_" && name.overload_name == "Tensor" ? boxed<AddKernel>() : boxed<MeshKernel>();
+}
+
 std::string local_name(const c10::OperatorName& name) {
   const std::string base = name.name.substr(name.name.find("::") + 2);
   return name.overload_name.empty() ? base : base + "." + name.overload_name;
@@ -78,7 +102,7 @@ void register_all(torch::Library& aten) {
     const auto op = dispatcher.findOp(name);
     if (!op || !op->hasSchema() || op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) continue;
     if (op->hasKernelForDispatchKey(kMeshKey)) continue;  // a composite of ours
-    aten.impl(local_name(name).c_str(), shares_storage(name) ? boxed<SharingKernel>() : boxed<MeshKernel>());
+    aten.impl(local_name(name).c_str(), kernel_of(name));
   }
 }
 

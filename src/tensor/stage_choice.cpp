@@ -3,13 +3,9 @@
 #include "tensor/stage_choice.h"
 
 #include <algorithm>
-#include <bit>
 
 namespace tessera::tensor {
 namespace {
-
-StageSet lowest(StageSet stages) { return stages & (~stages + 1); }
-StageSet highest(StageSet stages) { return stages == 0 ? 0 : std::bit_floor(stages); }
 
 /// What the operands of a call have in common.
 struct Operands {
@@ -58,10 +54,16 @@ StageSet choose_by_parameters(const Operands& seen, StageSet all) {
   return after != 0 ? lowest(after) : highest(seen.pinned);
 }
 
+/// Where forward ran. What ran on several stages (a view of a tied parameter) has its gradients on one of them.
+StageSet choose_for_gradient(const Operands& seen, StageSet forward) {
+  const StageSet there = forward & seen.free & seen.pinned;
+  return there != 0 ? there : lowest(forward);
+}
+
 StageSet choose(const OpCall& call) {
   const Operands seen = look_at(call);
   if (call.written != 0) return call.written;
-  if (call.forward_stages != 0) return call.forward_stages;
+  if (call.forward_stages != 0) return choose_for_gradient(seen, call.forward_stages);
   if (seen.any_pinned) return choose_by_parameters(seen, call.stages->all());
   if (seen.free != 0 && !seen.any_copy) return seen.free;
   // A copy was sent on because what follows is there; in backward it goes home.

@@ -2,11 +2,16 @@
 // Which rank along axis pp computes which stage.
 #pragma once
 
+#include <bit>
 #include <vector>
 
 #include "tessera/mesh/mesh.h"
 
 namespace tessera::tensor {
+
+/// The first and the last stage of a set, as sets; empty of an empty one.
+[[nodiscard]] constexpr StageSet lowest(StageSet stages) noexcept { return stages & (~stages + 1); }
+[[nodiscard]] constexpr StageSet highest(StageSet stages) noexcept { return std::bit_floor(stages); }
 
 /// The stages of a mesh, as one of its ranks sees them. Without an axis pp everything is everywhere.
 class StageMap {

@@ -59,9 +59,12 @@ StageRuntime::~StageRuntime() {
   }
 }
 
-/// Tags of tensors stay below kMessageTag; those that repeat after so many events are long done.
+/// Tags of tensors stay below kMessageTag. Messages of one tag arrive in order, so names may come again.
 int StageRuntime::next_tag() noexcept {
-  return static_cast<int>(num_events_++ % static_cast<std::uint32_t>(kMessageTag));
+  constexpr std::uint32_t kEventBits = 16;
+  static_assert((kMaxMicrobatches << kEventBits) < kMessageTag);
+  const std::uint32_t event = microbatch_->num_events++ % (1U << kEventBits);
+  return static_cast<int>(microbatch_->number << kEventBits | event);
 }
 
 void StageRuntime::set_map(const Mesh& mesh, const std::vector<int>& rank_of_stage) {

@@ -3,14 +3,16 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "tensor/call_shape.h"
-#include "tensor/forward_stages.h"
+#include "tensor/microbatch.h"
 #include "tensor/stage_map.h"
 #include "tessera/comm/communicator.h"
 #include "tessera/tensor/stages.h"
@@ -33,7 +35,32 @@ class StageRuntime {
   [[nodiscard]] const StageTraffic& traffic() const noexcept { return traffic_; }
 
   /// Where operators of forward ran.
-  [[nodiscard]] ForwardStages& forward() noexcept { return forward_; }
+  [[nodiscard]] ForwardStages& forward() noexcept { return microbatch_->forward; }
+
+  /// From now on calls belong to `microbatch`, or to none if it is null. Returns what they belonged to.
+  Microbatch* enter(Microbatch* microbatch) noexcept {
+    Microbatch* before = microbatch_ == &outside_ ? nullptr : microbatch_;
+    microbatch_ = microbatch == nullptr ? &outside_ : microbatch;
+    return before;
+  }
+
+  /// A pipeline schedule in progress on this rank.
+  struct Conductor {
+    /// Called before this rank computes a call that runs on `stages`, one of them its own; comes back when it is time.
+    std::function<void(StageSet stages)> await_turn;
+    /// True: ranks run micro-batches in different orders, so that none may wait for shapes that another has to tell.
+    bool in_schedule_order = false;
+  };
+  void set_conductor(Conductor conductor) { conductor_ = std::move(conductor); }
+  [[nodiscard]] const Conductor& conductor() const noexcept { return conductor_; }
+
+  /// What was seen of a step that a pipeline schedule has to know, as operators' names; empty: not seen.
+  struct Hindrances {
+    std::string goes_back;         ///< forward computed it on a stage before that of an operand
+    std::string tells_in_forward;  ///< gave numbers or sizes that others had to be told
+    std::string tells_in_backward;
+  };
+  [[nodiscard]] Hindrances& hindrances() noexcept { return hindrances_; }
 
   /// Makes a tensor lie on `stages` besides where it lies. Its storage remembers, until the tensor is written.
   void bring(const at::Tensor& tensor, StageSet stages);
@@ -66,7 +93,7 @@ class StageRuntime {
     comm::Pending pending;
   };
 
-  /// All ranks count the same events in the same order: that names messages.
+  /// All ranks count the same events of a micro-batch in the same order: that names messages.
   [[nodiscard]] int next_tag() noexcept;
   void send(const at::Tensor& memory, int to, int tag, const Mesh& mesh);
   void tell(std::uint64_t id, const CallShape& shape, const Mesh& mesh);
@@ -75,8 +102,10 @@ class StageRuntime {
 
   StageMap map_;
   StageTraffic traffic_;
-  ForwardStages forward_;
-  std::uint32_t num_events_ = 0;
+  Microbatch outside_;
+  Microbatch* microbatch_ = &outside_;
+  Conductor conductor_;
+  Hindrances hindrances_;
   std::deque<Outgoing> outgoing_;
   std::unordered_map<std::uint64_t, std::shared_ptr<const CallShape>> shapes_;
   /// Messages that came before anybody asked for them, by sender and id.

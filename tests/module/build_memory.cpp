@@ -51,8 +51,7 @@ void limit_data(rlim_t bytes) {
 double train_step(torch::nn::Sequential& model, const tessera::Mesh& mesh) {
   torch::optim::SGD optimizer(model->parameters(), 0.1);
   const auto x = tessera::shard_batch(mesh, torch::linspace(-1, 1, 2 * mesh.size() * kWidth).view({-1, kWidth}));
-  const auto loss = tessera::step([&](const at::Tensor& in) { return model->forward(in); }, x, x * 0.5,
-                                  [](const auto& y, const auto& target) { return torch::mse_loss(y, target); });
+  const auto loss = tessera::step(*model, x, x * 0.5, [](const auto& y, const auto& target) { return torch::mse_loss(y, target); });
   optimizer.step();
   return loss.template item<double>();
 }

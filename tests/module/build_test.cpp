@@ -10,6 +10,7 @@
 
 #include "support/ranks.h"
 #include "tessera/base/error.h"
+#include "tessera/pipeline/step.h"
 #include "tessera/tensor/random.h"
 
 namespace tessera {
@@ -170,7 +171,7 @@ TEST(Build, TrainsAsAModuleThatWasDistributed) {
       const auto train = [&](nn::Sequential& model, torch::optim::Optimizer& optimizer) {
         optimizer.zero_grad();
         const auto loss_of = [](const Tensor& a, const Tensor& b) { return nn::functional::cross_entropy(a, b); };
-        const double loss = step([&](const Tensor& in) { return model->forward(in); }, x, y, loss_of).item<double>();
+        const double loss = step(*model, x, y, loss_of).item<double>();
         optimizer.step();
         return loss;
       };

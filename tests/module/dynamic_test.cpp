@@ -357,5 +357,19 @@ TEST(Lifetime, TensorsOutliveTheirRanks) {
   EXPECT_TRUE(torch::equal(local(kept), weights(4, 4).slice(0, 0, 2)));
 }
 
+// Autograd adds gradients up in place where it sees but one user of their storage.
+TEST(Dynamic, a_gradient_that_two_paths_share_is_not_written_by_one_of_them) {
+  expect_equal([](test::Net&, const Place& place) {
+    const Tensor x = place(test::inputs()).requires_grad_();
+    const Tensor y = place(test::inputs(1)).requires_grad_();
+    const Tensor other = y * 3;  // its gradient is read last
+    const Tensor first = x * 2;
+    const Tensor product = (first * first).sum();  // adds to what the view has left
+    const Tensor sum = first.view({8, 5, 2}).transpose(1, 2) + other.view({8, 5, 2}).transpose(1, 2);
+    ((sum * sum).sum() + product).backward();
+    return std::vector<Tensor>{x.grad(), y.grad()};
+  });
+}
+
 }  // namespace
 }  // namespace tessera

@@ -10,6 +10,7 @@
 #include "support/ranks.h"
 #include "tessera/module/distribute.h"
 #include "tessera/module/plan.h"
+#include "tessera/pipeline/step.h"
 
 namespace tessera::test {
 

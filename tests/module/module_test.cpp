@@ -8,6 +8,7 @@
 #include "tessera/base/error.h"
 #include "tessera/module/distribute.h"
 #include "tessera/module/plan.h"
+#include "tessera/pipeline/step.h"
 
 namespace tessera {
 namespace {

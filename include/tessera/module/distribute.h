@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Spreads an unmodified module over a mesh, and runs its training step.
+// Spreads an unmodified module over a mesh.
 #pragma once
 
 #include <torch/nn/module.h>
 
-#include <concepts>
 #include <cstdint>
 #include <memory>
-#include <utility>
 
 #include "tessera/module/plan.h"
 #include "tessera/tensor/mesh_tensor.h"
@@ -46,21 +44,9 @@ class NoSync {
   std::unique_ptr<State> state_;
 };
 
-/// Forward, loss and backward of one batch: `loss(forward(input), target)`.
-/// Returns the loss, detached; its gradients are in the parameters, reductions under way.
-template <class Forward, class Loss>
-  requires std::invocable<Forward&, const at::Tensor&>
-at::Tensor step(Forward&& forward, const at::Tensor& input, const at::Tensor& target, Loss&& loss) {
-  const at::Tensor value = loss(forward(input), target);
-  value.backward();
-  return value.detach();
-}
-
-/// The same for anything with a forward() member: a module or a module holder's impl.
-template <class Module, class Loss>
-  requires requires(Module& module, const at::Tensor& input) { module.forward(input); }
-at::Tensor step(Module& module, const at::Tensor& input, const at::Tensor& target, Loss&& loss) {
-  return step([&](const at::Tensor& x) { return module.forward(x); }, input, target, std::forward<Loss>(loss));
-}
+/// Reduces the gradients that backward passes under NoSync left partial, as a backward without it does. Nothing is sent for
+/// those that are whole. Reductions are under way when it returns.
+/// Order   collective; outside of backward
+void reduce_gradients(torch::nn::Module& module);
 
 }  // namespace tessera

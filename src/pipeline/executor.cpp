@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs one rank's row of a schedule.
+#include "pipeline/executor.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+namespace tessera::pipeline {
+namespace {
+
+double now_ms() {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// While it lives, calls belong to a micro-batch.
+class Entered {
+ public:
+  Entered(tensor::MeshRuntime& runtime, tensor::Microbatch& microbatch)
+      : runtime_(runtime), before_(runtime.enter(&microbatch)) {}
+  ~Entered() { runtime_.enter(before_); }
+  Entered(const Entered&) = delete;
+  Entered& operator=(const Entered&) = delete;
+
+ private:
+  tensor::MeshRuntime& runtime_;
+  tensor::Microbatch* before_;
+};
+
+/// While it lives, calls on stages ask the conductor.
+class Conducted {
+ public:
+  Conducted(tensor::StageRuntime& stages, std::function<void(StageSet)> await_turn) : stages_(stages) {
+    stages_.set_conductor({.await_turn = std::move(await_turn), .in_schedule_order = true});
+  }
+  ~Conducted() { stages_.set_conductor({}); }
+  Conducted(const Conducted&) = delete;
+  Conducted& operator=(const Conducted&) = delete;
+
+ private:
+  tensor::StageRuntime& stages_;
+};
+
+}  // namespace
+
+struct Executor::Microbatch {
+  tensor::Microbatch counts;
+  bool forward_done = false;
+  bool backward_done = false;
+  /// Both passes, if they have to stop between chunks.
+  std::unique_ptr<Pausable> passes;
+};
+
+Executor::Executor(tensor::MeshRuntime& runtime, int num_microbatches, Work work)
+    : runtime_(runtime), work_(std::move(work)) {
+  // Draws of a micro-batch are numbered from where the mesh stands, under the micro-batch's own number.
+  constexpr int kDrawBits = 40;
+  for (int index = 0; index < num_microbatches; ++index) {
+    auto& microbatch = *microbatches_.emplace_back(std::make_unique<Microbatch>());
+    microbatch.counts.number = static_cast<std::uint32_t>(index) + 1;
+    microbatch.counts.random = runtime.random;
+    microbatch.counts.random.num_draws += static_cast<std::uint64_t>(index) << kDrawBits;
+  }
+}
+
+/// The mesh goes on behind the numbers of the micro-batch that drew most.
+Executor::~Executor() {
+  std::uint64_t most = 0;
+  std::uint64_t index = 0;
+  for (const auto& microbatch : microbatches_) {
+    const std::uint64_t first = runtime_.random.num_draws + (index++ << 40U);
+    most = std::max(most, microbatch->counts.random.num_draws - first);
+  }
+  runtime_.random.num_draws += most;
+}
+
+void Executor::run_one_by_one() {
+  for (std::size_t index = 0; index < microbatches_.size(); ++index) {
+    const Entered entered(runtime_, microbatches_[index]->counts);
+    work_.forward(static_cast<int>(index));
+    if (work_.backward) work_.backward(static_cast<int>(index));
+  }
+}
+
+void Executor::run(const Schedule& schedule, const std::vector<Action>& row, std::vector<TracedAction>* trace) {
+  num_chunks_ = schedule.num_chunks;
+  std::function<void(StageSet)> wait;
+  if (num_chunks_ > 1) wait = [this](StageSet stages) { this->await_turn(stages); };
+  const Conducted conducted(runtime_.stages, wait);
+  for (const Action& action : row) {
+    const double start_ms = trace != nullptr ? now_ms() : 0;
+    run(action);
+    if (trace != nullptr) trace->push_back({action, start_ms, now_ms()});
+  }
+}
+
+void Executor::run(const Action& action) {
+  Microbatch& microbatch = *microbatches_[static_cast<std::size_t>(action.microbatch)];
+  const Entered entered(runtime_, microbatch.counts);
+  current_ = action;
+  advance(action);
+}
+
+void Executor::advance(const Action& action) {
+  Microbatch& microbatch = *microbatches_[static_cast<std::size_t>(action.microbatch)];
+  const int index = action.microbatch;
+  const bool is_forward = action.kind == ActionKind::kForward;
+  if (action.kind == ActionKind::kBackwardWeight) return;
+  if (num_chunks_ == 1) {
+    is_forward ? forward(microbatch, index) : backward(microbatch, index);
+    return;
+  }
+  if (is_forward ? microbatch.forward_done : microbatch.backward_done) return;
+  if (microbatch.passes == nullptr) {
+    microbatch.passes = std::make_unique<Pausable>([this, &microbatch, index] {
+      forward(microbatch, index);
+      if (!work_.backward) return;
+      microbatch.passes->pause();
+      backward(microbatch, index);
+    });
+  }
+  microbatch.passes->resume();
+  if (microbatch.passes->ended()) microbatch.passes.reset();
+}
+
+void Executor::forward(Microbatch& microbatch, int index) {
+  work_.forward(index);
+  microbatch.forward_done = true;
+}
+
+void Executor::backward(Microbatch& microbatch, int index) {
+  work_.backward(index);
+  microbatch.backward_done = true;
+}
+
+/// Forward may compute on the action's stage and on those before it, backward on those after it. A call of several stages
+/// (a view of a tied parameter) belongs to the one that comes first.
+void Executor::await_turn(StageSet stages) {
+  const auto may_run = [&] {
+    const StageSet stage = Stage(current_.stage).stages;
+    return current_.kind == ActionKind::kForward ? tensor::lowest(stages) <= stage : tensor::highest(stages) >= stage;
+  };
+  while (!may_run()) microbatches_[static_cast<std::size_t>(current_.microbatch)]->passes->pause();
+}
+
+}  // namespace tessera::pipeline

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs one rank's row of a schedule.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "pipeline/pausable.h"
+#include "tensor/decision_cache.h"
+#include "tessera/pipeline/schedule.h"
+#include "tessera/pipeline/trace.h"
+
+namespace tessera::pipeline {
+
+/// What a micro-batch's forward and backward are: of the whole model, as every rank runs them.
+struct Work {
+  std::function<void(int microbatch)> forward;
+  std::function<void(int microbatch)> backward;  ///< null: forward only
+};
+
+/// Runs micro-batches of one step: which messages and random numbers are whose, and in which order a rank computes.
+class Executor {
+ public:
+  Executor(tensor::MeshRuntime& runtime, int num_microbatches, Work work);
+  ~Executor();
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  /// One micro-batch after the other, each forward and backward.
+  void run_one_by_one();
+  /// The actions of `row`, the rank's of `schedule`. Forward and backward of a micro-batch stop where a stage of this
+  /// rank begins whose action has not come yet.
+  void run(const Schedule& schedule, const std::vector<Action>& row, std::vector<TracedAction>* trace);
+
+ private:
+  struct Microbatch;
+
+  void run(const Action& action);
+  void advance(const Action& action);
+  void forward(Microbatch& microbatch, int index);
+  void backward(Microbatch& microbatch, int index);
+  void await_turn(StageSet stages);
+
+  tensor::MeshRuntime& runtime_;
+  Work work_;
+  std::vector<std::unique_ptr<Microbatch>> microbatches_;
+  int num_chunks_ = 1;
+  Action current_;  ///< in progress
+};
+
+}  // namespace tessera::pipeline

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// A training step in micro-batches.
+#include "tessera/pipeline/step.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "module/gradient_reducer.h"
+#include "pipeline/executor.h"
+#include "tensor/mesh_storage.h"
+#include "tessera/base/error.h"
+#include "tessera/module/distribute.h"
+#include "tessera/tensor/stages.h"
+
+namespace tessera {
+namespace {
+
+using Parts = std::vector<at::Tensor>;
+
+/// What steps of one module leave for later steps.
+struct Memory {
+  /// By name and number of micro-batches.
+  std::map<std::pair<std::string, int>, pipeline::Schedule> schedules;
+  /// Kinds of steps whose shapes all ranks know.
+  std::set<std::vector<std::int64_t>> known_steps;
+};
+
+Memory& memory_of(module::GradientReducer& reducer) {
+  std::shared_ptr<void>& slot = reducer.attachment();
+  if (slot == nullptr) slot = std::make_shared<Memory>();
+  return *static_cast<Memory*>(slot.get());
+}
+
+const Mesh* mesh_of(const torch::nn::Module& module, const std::vector<at::Tensor>& batch) {
+  for (const auto& tensors : {module.parameters(), module.buffers(), batch}) {
+    for (const at::Tensor& tensor : tensors) {
+      if (tensor::is_mesh(tensor)) return &tensor::storage_of(tensor).mesh();
+    }
+  }
+  return nullptr;
+}
+
+std::int64_t samples_of(const std::vector<at::Tensor>& batch) {
+  check<ShapeError>(!batch.empty() && batch[0].defined() && batch[0].dim() > 0,
+                    "step: the batch's first tensor has no dim 0 to split along; put the samples along dim 0");
+  const std::int64_t samples = batch[0].size(0);
+  for (std::size_t i = 1; i < batch.size(); ++i) {
+    const bool fits = !batch[i].defined() || (batch[i].dim() > 0 && batch[i].size(0) == samples);
+    check<ShapeError>(fits, "step: tensor {} of the batch has sizes [{}], tensor 0 has {} samples along dim 0; allowed: "
+                      "tensors of as many samples, and undefined ones", i, fmt::join(batch[i].sizes(), ", "), samples);
+  }
+  return samples;
+}
+
+/// The batch in `count` parts, each on the mesh.
+std::vector<Parts> split(const std::vector<at::Tensor>& batch, int count, const Mesh* mesh) {
+  const std::int64_t samples = samples_of(batch);
+  check<ConfigError>(count >= 1 && static_cast<std::uint32_t>(count) <= tensor::kMaxMicrobatches && count <= samples,
+                     "step: microbatches = {} for a batch of {} samples; allowed: 1 to {}", count, samples,
+                     std::min<std::int64_t>(samples, tensor::kMaxMicrobatches));
+  std::vector<Parts> all;
+  std::int64_t begin = 0;
+  for (int index = 0; index < count; ++index) {
+    const std::int64_t size = samples / count + (index < samples % count ? 1 : 0);
+    Parts& parts = all.emplace_back();
+    for (const at::Tensor& whole : batch) {
+      at::Tensor part = !whole.defined() || count == 1 ? whole : whole.narrow(0, begin, size);
+      const bool goes_to_mesh = mesh != nullptr && part.defined() && !tensor::is_mesh(part);
+      parts.push_back(goes_to_mesh ? shard_batch(*mesh, part) : part);
+    }
+    begin += size;
+  }
+  return all;
+}
+
+std::vector<double> shares_of(const std::vector<Parts>& parts, const StepOptions& options) {
+  if (parts.size() == 1 || options.reduction == LossReduction::kSum) return std::vector<double>(parts.size(), 1.0);
+  std::vector<double> weights;
+  for (const Parts& part : parts) {
+    weights.push_back(options.weight ? options.weight(part) : static_cast<double>(part[0].size(0)));
+  }
+  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+  check<ConfigError>(sum > 0, "step: the weights of the {} micro-batches add up to {}; allowed: more than 0",
+                     weights.size(), sum);
+  for (double& weight : weights) weight /= sum;
+  return weights;
+}
+
+class Step {
+ public:
+  Step(torch::nn::Module& module, const std::vector<at::Tensor>& batch, const MicrobatchLoss& loss,
+       const StepOptions& options)
+      : module_(module),
+        loss_(loss),
+        options_(options),
+        mesh_(mesh_of(module, batch)),
+        reducer_(module::reducer_of(module)),
+        trains_(at::GradMode::is_enabled()),
+        parts_(split(batch, options.microbatches, mesh_)),
+        shares_(shares_of(parts_, options)),
+        losses_(parts_.size()),
+        roots_(parts_.size()) {}
+
+  at::Tensor run() {
+    if (mesh_ == nullptr) {
+      run_on_one_device();
+    } else if (num_stages() > 1 && parts_.size() > 1) {
+      run_on_stages();
+    } else {
+      run_one_by_one();
+    }
+    at::Tensor sum = losses_[0];
+    for (std::size_t i = 1; i < losses_.size(); ++i) sum = sum + losses_[i];
+    return sum;
+  }
+
+ private:
+  [[nodiscard]] std::size_t num_stages() const { return rank_of_stage(*mesh_).size(); }
+  [[nodiscard]] bool reduces() const { return trains_ && reducer_ != nullptr && reducer_->synchronising(); }
+
+  void forward(int microbatch) {
+    const auto index = static_cast<std::size_t>(microbatch);
+    at::Tensor value = loss_(parts_[index]);
+    check<ShapeError>(value.defined() && value.numel() == 1, "step: the loss of micro-batch {} has sizes [{}]; allowed: "
+                      "one element", microbatch, value.defined() ? fmt::format("{}", fmt::join(value.sizes(), ", ")) : "");
+    if (parts_.size() > 1) value = value * shares_[index];
+    losses_[index] = value.detach();
+    if (trains_) roots_[index] = options_.scaler == nullptr ? value : options_.scaler->scale(value);
+  }
+
+  void backward(int microbatch) {
+    const auto index = static_cast<std::size_t>(microbatch);
+    parts_[index].clear();
+    const at::Tensor root = std::exchange(roots_[index], at::Tensor());
+    root.backward();
+  }
+
+  [[nodiscard]] pipeline::Work work() {
+    pipeline::Work work{.forward = [this](int microbatch) { forward(microbatch); }, .backward = nullptr};
+    if (trains_) work.backward = [this](int microbatch) { backward(microbatch); };
+    return work;
+  }
+
+  void run_on_one_device() {
+    for (int microbatch = 0; microbatch < options_.microbatches; ++microbatch) {
+      forward(microbatch);
+      if (trains_) backward(microbatch);
+    }
+  }
+
+  /// The last backward reduces what all of them added up, while it goes on.
+  void run_one_by_one() {
+    pipeline::Work all = work();
+    if (trains_) {
+      all.backward = [this](int microbatch) {
+        const bool waits = microbatch + 1 < options_.microbatches && reducer_ != nullptr;
+        const std::optional<NoSync> no_sync = waits ? std::make_optional<NoSync>(module_) : std::nullopt;
+        backward(microbatch);
+      };
+    }
+    pipeline::Executor(tensor::MeshRuntime::of(*mesh_), options_.microbatches, all).run_one_by_one();
+  }
+
+  void run_on_stages() {
+    const bool reduce = reduces();
+    {
+      std::optional<NoSync> no_sync;
+      if (reduce) no_sync.emplace(module_);
+      run_schedule();
+    }
+    if (reduce) reduce_gradients(module_);
+  }
+
+  void run_schedule() {
+    tensor::MeshRuntime& runtime = tensor::MeshRuntime::of(*mesh_);
+    pipeline::Executor executor(runtime, options_.microbatches, work());
+    std::optional<Memory> own;
+    Memory& memory = reducer_ != nullptr ? memory_of(*reducer_) : own.emplace();
+    const pipeline::Schedule& schedule = schedule_for(memory);
+    const std::vector<std::int64_t> kind = kind_of_step();
+    if (memory.known_steps.count(kind) == 0) {
+      runtime.stages.hindrances() = {};
+      executor.run_one_by_one();
+      check_fits(schedule, runtime.stages.hindrances());
+      memory.known_steps.insert(kind);
+      return;
+    }
+    std::vector<pipeline::Action> row = schedule.actions[static_cast<std::size_t>(mesh_->coordinate(axis()))];
+    if (!trains_) std::erase_if(row, [](const auto& action) { return action.kind != pipeline::ActionKind::kForward; });
+    executor.run(schedule, row, options_.trace);
+  }
+
+  [[nodiscard]] int axis() const { return tensor::MeshRuntime::of(*mesh_).stages.axis(); }
+
+  const pipeline::Schedule& schedule_for(Memory& memory) const {
+    const auto key = std::make_pair(options_.schedule, options_.microbatches);
+    const auto found = memory.schedules.find(key);
+    if (found != memory.schedules.end()) return found->second;
+    const int ranks = mesh_->axis_size(axis());
+    pipeline::Schedule schedule = pipeline::make_schedule(
+        options_.schedule, {.ranks = ranks,
+                            .chunks = static_cast<int>(num_stages()) / ranks,
+                            .microbatches = options_.microbatches});
+    const std::vector<int>& here = rank_of_stage(*mesh_);
+    check<ConfigError>(schedule.rank_of_stage == here,
+                       "step: schedule {} runs stages 0, 1, .. on ranks [{}], the mesh's stages lie on ranks [{}]; give "
+                       "Plan::stages the order of the schedule (StageOrder::kV for schedules in V shape)",
+                       options_.schedule, fmt::join(schedule.rank_of_stage, ", "), fmt::join(here, ", "));
+    return memory.schedules.emplace(key, std::move(schedule)).first->second;
+  }
+
+  /// What decides which operators run on which shapes.
+  [[nodiscard]] std::vector<std::int64_t> kind_of_step() const {
+    std::vector<std::int64_t> words{options_.microbatches, trains_ ? 1 : 0, module_.is_training() ? 1 : 0,
+                                    has_gradients() ? 1 : 0, static_cast<std::int64_t>(loss_.target_type().hash_code())};
+    for (const Parts& parts : parts_) {
+      for (const at::Tensor& part : parts) {
+        words.push_back(part.defined() ? static_cast<std::int64_t>(part.scalar_type()) : -1);
+        if (part.defined()) words.insert(words.end(), part.sizes().begin(), part.sizes().end());
+      }
+    }
+    return words;
+  }
+
+  [[nodiscard]] bool has_gradients() const {
+    for (const at::Tensor& parameter : module_.parameters()) {
+      if (parameter.grad().defined()) return true;
+    }
+    return false;
+  }
+
+  /// Refuses what would make ranks wait for each other in the order of the schedule.
+  static void check_fits(const pipeline::Schedule& schedule, const tensor::StageRuntime::Hindrances& seen) {
+    check<ConfigError>(seen.goes_back.empty(),
+                       "step: forward comes back to an earlier pipeline stage at {}, so micro-batches cannot follow each "
+                       "other through the stages; give the stages in the order in which forward uses their parameters, "
+                       "put the operands of {} on one stage, or use microbatches = 1",
+                       seen.goes_back, seen.goes_back);
+    check<ConfigError>(seen.tells_in_backward.empty(),
+                       "step: {} in backward gives numbers or sizes that all pipeline stages have to wait for; use "
+                       "microbatches = 1",
+                       seen.tells_in_backward);
+    check<ConfigError>(seen.tells_in_forward.empty() || schedule.num_chunks == 1,
+                       "step: {} in forward gives numbers or sizes that all pipeline stages have to wait for, which "
+                       "schedule {} with {} stages per rank cannot; use one stage per rank, or microbatches = 1",
+                       seen.tells_in_forward, schedule.name, schedule.num_chunks);
+  }
+
+  torch::nn::Module& module_;
+  const MicrobatchLoss& loss_;
+  const StepOptions& options_;
+  const Mesh* mesh_;
+  std::shared_ptr<module::GradientReducer> reducer_;
+  bool trains_;
+  std::vector<Parts> parts_;
+  std::vector<double> shares_;
+  std::vector<at::Tensor> losses_;
+  std::vector<at::Tensor> roots_;
+};
+
+}  // namespace
+
+at::Tensor step(torch::nn::Module& module, const std::vector<at::Tensor>& batch, const MicrobatchLoss& loss,
+                const StepOptions& options) {
+  return Step(module, batch, loss, options).run();
+}
+
+}  // namespace tessera
