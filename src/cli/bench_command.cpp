@@ -14,12 +14,13 @@ struct Row {
 };
 
 constexpr Row kBenches[] = {
-    {"op", add_bench_op}, {"collectives", add_bench_collectives}, {"train", add_bench_train}};
+    {"op", add_bench_op}, {"collectives", add_bench_collectives}, {"train", add_bench_train},
+    {"pipeline", add_bench_pipeline}};
 
 }  // namespace
 
 Command add_bench(CLI::App& app, const Invocation& invocation) {
-  CLI::App* command = app.add_subcommand("bench", "measures operators, collectives and training steps");
+  CLI::App* command = app.add_subcommand("bench", "measures operators, collectives, training steps and pipeline schedules");
   command->footer("\nExamples:\n"
                   "  tessera bench op\n"
                   "  tessera bench collectives --transport shm --nproc 4\n"
@@ -29,7 +30,7 @@ Command add_bench(CLI::App& app, const Invocation& invocation) {
   for (const Row& row : kBenches) benches[row.name] = row.add(*command, invocation);
   return [command, benches] {
     const auto chosen = command->get_subcommands();
-    check<ConfigError>(!chosen.empty(), "bench: nothing to measure was named; allowed: op, collectives, train, for "
+    check<ConfigError>(!chosen.empty(), "bench: nothing to measure was named; allowed: op, collectives, train, pipeline, for "
                        "instance `tessera bench op`");
     return benches.at(chosen.front()->get_name())();
   };

@@ -9,5 +9,6 @@ namespace tessera::cli {
 [[nodiscard]] Command add_bench_op(CLI::App& bench, const Invocation& invocation);
 [[nodiscard]] Command add_bench_collectives(CLI::App& bench, const Invocation& invocation);
 [[nodiscard]] Command add_bench_train(CLI::App& bench, const Invocation& invocation);
+[[nodiscard]] Command add_bench_pipeline(CLI::App& bench, const Invocation& invocation);
 
 }  // namespace tessera::cli

@@ -75,6 +75,12 @@ class Report {
   train::Progress progress_;
 };
 
+void write_trace(const std::vector<std::vector<pipeline::TracedAction>>& rows, const std::string& path) {
+  std::ofstream file(path);
+  file << pipeline::chrome_trace(rows) << std::flush;
+  check<FileError>(file.good(), "trace = \"{}\": the file cannot be written; name one that can", path);
+}
+
 void train_rank(const JobFlags& flags, const train::TrainConfig& config, const std::shared_ptr<comm::World>& world) {
   train::Session session = make_session(config, world, {.count_memory = true});
   const bool reports = world->rank() == 0;
@@ -82,6 +88,10 @@ void train_rank(const JobFlags& flags, const train::TrainConfig& config, const s
   if (reports) report.emplace(flags, config, session);
   const train::SummaryRecord summary = train::train(session, config, reports ? report->sinks() : train::Sinks{});
   if (reports) report->finish(summary, flags.json == "-");
+  if (!config.trace.empty()) {
+    const auto rows = session.trace();
+    if (reports) write_trace(rows, config.trace);
+  }
   if (!config.dump_weights.empty()) {
     const auto tensors = train::full_parameters(session);
     if (reports) train::save_weights(tensors, config.dump_weights);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <utility>
 
 namespace tessera::pipeline {
@@ -41,12 +42,19 @@ class Conducted {
   tensor::StageRuntime& stages_;
 };
 
+void finish(tensor::DeferredQueue& queue) {
+  for (const auto& work : queue) work->run();
+  queue.clear();
+}
+
 }  // namespace
 
 struct Executor::Microbatch {
   tensor::Microbatch counts;
   bool forward_done = false;
   bool backward_done = false;
+  /// By stage: gradients of weights that backward left for later.
+  std::map<int, tensor::DeferredQueue> deferred;
   /// Both passes, if they have to stop between chunks.
   std::unique_ptr<Pausable> passes;
 };
@@ -105,7 +113,12 @@ void Executor::advance(const Action& action) {
   Microbatch& microbatch = *microbatches_[static_cast<std::size_t>(action.microbatch)];
   const int index = action.microbatch;
   const bool is_forward = action.kind == ActionKind::kForward;
-  if (action.kind == ActionKind::kBackwardWeight) return;
+  if (action.kind == ActionKind::kBackwardWeight) {
+    finish(microbatch.deferred[action.stage]);
+    return;
+  }
+  const bool splits = action.kind == ActionKind::kBackwardInput;
+  runtime_.stages.set_deferred(splits ? &microbatch.deferred[action.stage] : nullptr);
   if (num_chunks_ == 1) {
     is_forward ? forward(microbatch, index) : backward(microbatch, index);
     return;

@@ -204,7 +204,10 @@ at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) con
   if (!slot.tensor.defined()) return slot.tensor;
   if (is_mesh(slot.tensor)) {
     MeshStorage& storage = storage_of(slot.tensor);
-    if (storage.placements() == target) return storage.local();
+    const bool as_it_lies = storage.placements() == target;
+    // A view of memory that is not filled yet is one, too.
+    if (as_it_lies && info_.is_view && storage.deferred() != nullptr) return storage.local_unfinished();
+    if (as_it_lies) return storage.local();
     return keeps_memory(slot) ? redistribute_local(storage.local(), slot.tensor.sizes(), storage.placements(), target,
                                                    *mesh_)
                               : read_as(slot.tensor, target);

@@ -76,6 +76,7 @@ class Call {
   void run_each_element();
   void bring_operands(StageSet stages) const;
   void finish_sends_of_written() const;
+  void compute(Decision& decision);
   [[nodiscard]] bool differs_each_time() const;
   void agree_on_results(Decision& decision, std::int64_t num_draws);
   [[nodiscard]] bool knows_results(Decision& decision) const;
@@ -85,6 +86,15 @@ class Call {
   void take_strides(const CallShape& shape) const;
   void skip(Decision& decision);
   [[nodiscard]] c10::IValue absent_output(const OutputShape& shape, const Decision& decision, std::size_t output) const;
+
+  // call_deferred.cpp: gradients of weights that are computed later.
+  [[nodiscard]] bool can_wait(Decision& decision) const;
+  [[nodiscard]] bool sums_what_waits(const Decision& decision) const;
+  void run_later(Decision& decision);
+  void wait_with(const std::shared_ptr<Deferred>& work) const;
+  void sum_later();
+  void multiply_later(Decision& decision);
+  void convolve_later(Decision& decision);
 
   const c10::OperatorHandle& op_;
   const OperatorInfo& info_;

@@ -103,6 +103,7 @@ void Call::note_view(const at::Tensor& result, const Decision& decision) const {
   if (c10::InferenceMode::is_enabled()) [[unlikely]]
     keep_keys(result, tensors_[0].tensor);
   const MeshStorage& base = storage_of(tensors_[0].tensor);
+  if (const auto deferred = base.deferred()) storage.defer(deferred);
   if (base.is_view_of_copy) storage.is_view_of_copy = true;
   if (!decision.gathers_view) storage.gathered_at_use = base.gathered_at_use;
   storage.stage.pinned = base.stage.pinned;

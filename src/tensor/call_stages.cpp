@@ -122,14 +122,22 @@ void Call::run_on_stages(Decision& decision) {
   if (at::GradMode::is_enabled()) stages.forward().note(at::sequence_number::peek(), decision.stages);
   bring_operands(decision.stages);
   if (here != 0) {
-    finish_sends_of_written();
     const std::uint64_t draws_before = runtime_->random.num_draws;
-    run_here(decision);
+    compute(decision);
     agree_on_results(decision, static_cast<std::int64_t>(runtime_->random.num_draws - draws_before));
   } else {
     skip(decision);
   }
   stages.progress();
+}
+
+void Call::compute(Decision& decision) {
+  if (can_wait(decision)) {
+    run_later(decision);
+    return;
+  }
+  finish_sends_of_written();
+  run_here(decision);
 }
 
 bool Call::differs_each_time() const { return info_.gives_values || info_.sizes_depend_on_values; }

@@ -57,11 +57,12 @@ class AddKernel final : public c10::OperatorKernel {
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     const at::Tensor& sum = stack->at(stack->size() - 3).toTensor();
     const at::Tensor& gradient = stack->at(stack->size() - 2).toTensor();
-    if (!autograd_adds_up() || !needs_other_memory(sum, gradient)) {
+    if (!autograd_adds_up() || !lie_on_different_stages(sum, gradient)) {
+      if (autograd_adds_up()) own_memory(sum);
       in_place_(op, keys, stack);
       return;
     }
-    add_up(sum, gradient);
+    add_up_across_stages(sum, gradient);
     stack->erase(stack->end() - 2, stack->end());
   }
 

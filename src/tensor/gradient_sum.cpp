@@ -21,15 +21,14 @@ bool autograd_adds_up() {
                              node->retains_grad_hooks().empty());
 }
 
-bool needs_other_memory(const at::Tensor& sum, const at::Tensor& gradient) {
+bool lie_on_different_stages(const at::Tensor& sum, const at::Tensor& gradient) {
   if (!is_mesh(sum) || !is_mesh(gradient)) return false;
-  MeshStorage& storage = storage_of(sum);
-  const int stages = MeshRuntime::of(storage.mesh()).stages.axis();
-  if (stages >= 0 && !(storage.placements()[stages] == storage_of(gradient).placements()[stages])) return true;
-  return storage.local().storage().use_count() > 1;
+  const MeshStorage& storage = storage_of(sum);
+  const int axis = MeshRuntime::of(storage.mesh()).stages.axis();
+  return axis >= 0 && !(storage.placements()[axis] == storage_of(gradient).placements()[axis]);
 }
 
-void add_up(const at::Tensor& sum, const at::Tensor& gradient) {
+void add_up_across_stages(const at::Tensor& sum, const at::Tensor& gradient) {
   const at::Tensor result = at::add(sum, gradient);
   MeshStorage& storage = storage_of(sum);
   storage.replace(storage_of(result).local(), storage_of(result).placements());
@@ -37,6 +36,16 @@ void add_up(const at::Tensor& sum, const at::Tensor& gradient) {
   storage.is_view = false;
   storage.is_view_of_copy = false;
   sum.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
+}
+
+// What ranks decide from must not depend on how many users a shard has: only memory differs.
+void own_memory(const at::Tensor& sum) {
+  if (!is_mesh(sum)) return;
+  MeshStorage& storage = storage_of(sum);
+  storage.is_view = false;
+  const at::Tensor& local = storage.local();
+  if (local.is_meta() || (local.use_count() == 1 && local.storage().use_count() == 1)) return;
+  storage.replace(local.clone(), storage.placements());
 }
 
 }  // namespace tessera::tensor

@@ -44,10 +44,16 @@ void MeshStorage::complete() {
   completion();
 }
 
+void MeshStorage::defer(const std::shared_ptr<Deferred>& work) {
+  deferred_ = work;
+  set_completion([work] { work->run(); });
+}
+
 void MeshStorage::release_resources() {
   c10::StorageImpl::release_resources();
   local_.reset();
   completion_ = nullptr;
+  deferred_ = nullptr;
   reducer_ = nullptr;
 }
 

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 
+#include "tensor/deferred.h"
 #include "tessera/mesh/mesh.h"
 
 namespace tessera::tensor {
@@ -36,6 +37,12 @@ class MeshStorage final : public c10::StorageImpl {
   void replace(at::Tensor local, const Placements& placements);
   /// Says that `completion` must run before the shard may be read.
   void set_completion(Completion completion) { completion_ = std::move(completion); }
+  /// Says that `work` fills the shard's memory, and runs before the shard may be read. Views share it.
+  void defer(const std::shared_ptr<Deferred>& work);
+  /// What was deferred and has not run; null: nothing.
+  [[nodiscard]] std::shared_ptr<Deferred> deferred() const noexcept {
+    return deferred_ != nullptr && !deferred_->done() ? deferred_ : nullptr;
+  }
   /// Called before a partial value is reduced on demand: whoever batches reductions gets the chance to do it.
   void set_reducer(std::function<void()> reducer) { reducer_ = std::move(reducer); }
   /// Runs and clears the hook of set_reducer, if there is one.
@@ -74,6 +81,7 @@ class MeshStorage final : public c10::StorageImpl {
   Placements placements_;
   Mesh mesh_;
   Completion completion_;
+  std::shared_ptr<Deferred> deferred_;
   std::function<void()> reducer_;
 };
 

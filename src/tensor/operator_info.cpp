@@ -41,6 +41,13 @@ int argument_returned_as(const c10::Argument& result, const std::vector<c10::Arg
   return -1;
 }
 
+Deferral deferral_of(const c10::OperatorName& name) {
+  if (name.name == "aten::mm" && name.overload_name.empty()) return Deferral::kProduct;
+  if (name.name == "aten::convolution_backward" && name.overload_name.empty()) return Deferral::kConvolution;
+  if (name.name == "aten::add_" && name.overload_name == "Tensor") return Deferral::kSum;
+  return Deferral::kNone;
+}
+
 }  // namespace
 
 std::string base_name(const std::string& name) {
@@ -67,6 +74,7 @@ OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().nam
   }
   in_place = !arguments.empty() && arguments[0].written && !arguments[0].is_out;
   changes_metadata = op.hasTag(at::Tag::inplace_view);
+  deferral = deferral_of(op.operator_name());
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   sizes_depend_on_values = op.hasTag(at::Tag::dynamic_output_shape);
 }

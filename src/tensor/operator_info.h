@@ -19,6 +19,9 @@ struct ArgumentInfo {
   bool is_out = false;   ///< the out= argument of an out variant
 };
 
+/// What may be computed later in a backward pass that is split in two (call_deferred.cpp).
+enum class Deferral : std::uint8_t { kNone, kProduct, kConvolution, kSum };
+
 struct OperatorInfo {
   explicit OperatorInfo(const c10::OperatorHandle& op);
 
@@ -34,6 +37,7 @@ struct OperatorInfo {
   bool random = false;
   bool sizes_depend_on_values = false;  ///< nonzero, index with a mask ...
   bool gives_values = false;            ///< item() and what else returns no tensors
+  Deferral deferral = Deferral::kNone;
 };
 
 /// "aten::add_" -> "aten::add"; "aten::__iand__" -> "aten::__and__".

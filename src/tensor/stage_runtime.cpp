@@ -53,7 +53,7 @@ StageRuntime::~StageRuntime() {
   // A rank that fails must not wait for others, which may never come.
   if (std::uncaught_exceptions() > 0) return;
   try {
-    for (Outgoing& outgoing : outgoing_) outgoing.pending.wait();
+    finish_sends();
   } catch (const std::exception& error) {
     base::warn("stages: what this rank sent did not arrive: {}", error.what());
   }
@@ -210,6 +210,11 @@ void StageRuntime::finish_sends_of(const at::Tensor& memory) {
   for (Outgoing& outgoing : outgoing_) {
     if (outgoing.memory.storage().is_alias_of(memory.storage())) outgoing.pending.wait();
   }
+}
+
+void StageRuntime::finish_sends() {
+  for (Outgoing& outgoing : outgoing_) outgoing.pending.wait();
+  outgoing_.clear();
 }
 
 void StageRuntime::progress() {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tensor/call_shape.h"
+#include "tensor/deferred.h"
 #include "tensor/microbatch.h"
 #include "tensor/stage_map.h"
 #include "tessera/comm/communicator.h"
@@ -50,9 +51,12 @@ class StageRuntime {
     std::function<void(StageSet stages)> await_turn;
     /// True: ranks run micro-batches in different orders, so that none may wait for shapes that another has to tell.
     bool in_schedule_order = false;
+    /// Where gradients of weights wait that need not be computed now; null: none wait.
+    DeferredQueue* deferred = nullptr;
   };
   void set_conductor(Conductor conductor) { conductor_ = std::move(conductor); }
   [[nodiscard]] const Conductor& conductor() const noexcept { return conductor_; }
+  void set_deferred(DeferredQueue* queue) noexcept { conductor_.deferred = queue; }
 
   /// What was seen of a step that a pipeline schedule has to know, as operators' names; empty: not seen.
   struct Hindrances {
@@ -83,6 +87,8 @@ class StageRuntime {
 
   /// Waits until nobody reads `memory` any more: it is about to be written.
   void finish_sends_of(const at::Tensor& memory);
+  /// Waits until all that was sent has arrived.
+  void finish_sends();
   /// Moves what is on its way, without waiting.
   void progress();
 

@@ -84,10 +84,9 @@ void check_mesh(const TrainConfig& config, Problems& problems) {
 }
 
 void check_numerics(const TrainConfig& config, Problems& problems) {
-  if (config.batch % config.accumulate != 0) {
-    problems.emplace_back("accumulate", fmt::format("batch = {} does not divide into {} micro-batches ({} mod {} = {})",
-                                                    config.batch, config.accumulate, config.batch, config.accumulate,
-                                                    config.batch % config.accumulate));
+  if (config.batch < config.microbatches) {
+    problems.emplace_back("microbatches", fmt::format("batch = {} samples do not make {} micro-batches; allowed: 1 to {}",
+                                                      config.batch, config.microbatches, config.batch));
   }
   if (config.check_finite && config.precision == "fp16") {
     problems.emplace_back("check_finite",

@@ -62,7 +62,7 @@ bool accepts(const ConfigField& field, const IntList& values) {
 std::string number_text(double value) { return fmt::format("{}", value); }
 
 // Spellings of other systems, and ours.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 38> kForeignWords = {{
+constexpr std::array<std::pair<std::string_view, std::string_view>, 39> kForeignWords = {{
     {"tensor_model_parallel_size", "mesh = \"tp=N\""},
     {"tensor_parallel_degree", "mesh = \"tp=N\""},
     {"tp_size", "mesh = \"tp=N\""},
@@ -78,7 +78,8 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 38> kForeign
     {"micro_batch_size", "batch (global, over all ranks)"},
     {"train_micro_batch_size_per_gpu", "batch (global, over all ranks)"},
     {"per_device_train_batch_size", "batch (global, over all ranks)"},
-    {"gradient_accumulation_steps", "accumulate"},
+    {"gradient_accumulation_steps", "microbatches"},
+    {"accumulate", "microbatches"},
     {"global_batch_size", "batch"},
     {"train_batch_size", "batch"},
     {"batch_size", "batch"},

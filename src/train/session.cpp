@@ -2,6 +2,7 @@
 // One rank's training run.
 #include "tessera/train/session.h"
 
+#include <algorithm>
 #include <functional>
 
 #include "tessera/base/error.h"
@@ -10,6 +11,7 @@
 #include "tessera/module/clip.h"
 #include "tessera/module/distribute.h"
 #include "tessera/module/fused_optimizers.h"
+#include "tessera/pipeline/step.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/random.h"
 #include "tessera/train/safetensors.h"
@@ -75,6 +77,22 @@ int size_of(const std::vector<Axis>& axes, const std::string& name) {
   return 1;
 }
 
+pipeline::Schedule schedule_of(const TrainConfig& config, int ranks, int microbatches) {
+  return pipeline::make_schedule(config.schedule,
+                                 {.ranks = ranks, .chunks = static_cast<int>(config.chunks), .microbatches = microbatches});
+}
+
+/// With as many micro-batches as it takes: where stages lie does not depend on them.
+pipeline::Schedule any_schedule_of(const TrainConfig& config, int ranks) {
+  std::int64_t microbatches = config.microbatches;
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    const std::int64_t least = std::int64_t{info.min_microbatches_per_rank} * ranks;
+    if (info.name == config.schedule && microbatches == 1) microbatches = std::max<std::int64_t>(least, 1);
+  }
+  const bool is_file = config.schedule.starts_with("file:");
+  return schedule_of(config, ranks, is_file && microbatches == 1 ? 0 : static_cast<int>(microbatches));
+}
+
 Workload prepared_workload(const TrainConfig& config, const std::optional<Mesh>& mesh) {
   Workload workload = make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   if (!config.weights.empty()) load_weights(*workload.module, config.weights);
@@ -105,9 +123,9 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
                     "{}, or a multiple of {} heads",
                     config.model.heads, tp, config.model.heads, tp, config.model.heads % tp, config.model.heads, tp));
   }
-  const std::int64_t parts = data * config.accumulate;
+  const std::int64_t parts = data * config.microbatches;
   if (!uneven_batches && config.batch % parts != 0) {
-    const std::string over = config.accumulate == 1 ? "" : fmt::format(" times accumulate = {}", config.accumulate);
+    const std::string over = config.microbatches == 1 ? "" : fmt::format(" times microbatches = {}", config.microbatches);
     problems.push_back(
         fmt::format("batch = {} does not divide over {} data-parallel ranks{} ({} mod {} = {}); allowed: a "
                     "multiple of {}, for instance {}",
@@ -115,6 +133,8 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
                     (config.batch + parts - 1) / parts * parts));
   }
   check<ConfigError>(problems.empty(), "mesh {}: {}", format_axes(axes), fmt::join(problems, "\n"));
+  const int stages = size_of(axes, "pp");
+  if (stages > 1 && config.microbatches > 1) (void)schedule_of(config, stages, static_cast<int>(config.microbatches));
 }
 
 Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes) {
@@ -123,8 +143,12 @@ Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const s
               : ready != ready_plans().end() ? ready->second(module.named_parameters().keys(), config.plan)
                                              : Plan();
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
-  const int stages = size_of(axes, "pp");
-  if (stages > 1 && plan.stages().empty()) plan.stages(balanced_stages(module, stages));
+  const int ranks = size_of(axes, "pp");
+  if (ranks > 1 && plan.stages().empty()) {
+    const pipeline::Schedule schedule = any_schedule_of(config, ranks);
+    const bool is_v = schedule.num_stages() == 2 * ranks && schedule.rank_of_stage.back() == 0;
+    plan.stages(balanced_stages(module, schedule.num_stages()), is_v ? StageOrder::kV : StageOrder::kLoop);
+  }
   return plan;
 }
 
@@ -141,11 +165,15 @@ Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data,
   seed_random_numbers(config_, mesh_);
 }
 
-Batch Session::place(Batch batch) const {
+Batch Session::typed(Batch batch) const {
   if (batch.input.is_floating_point()) batch.input = batch.input.to(dtype_of(config_.precision));
-  if (mesh_) return {shard_batch(*mesh_, batch.input), shard_batch(*mesh_, batch.target)};
-  const c10::Device device(config_.device);
+  const c10::Device device = mesh_ ? mesh_->device() : c10::Device(config_.device);
   return {batch.input.to(device), batch.target.to(device)};
+}
+
+Batch Session::place(Batch batch) const {
+  batch = typed(std::move(batch));
+  return mesh_ ? Batch{shard_batch(*mesh_, batch.input), shard_batch(*mesh_, batch.target)} : batch;
 }
 
 at::Tensor Session::forward(const at::Tensor& input, const at::Tensor& target, at::Tensor& loss) {
@@ -157,28 +185,27 @@ at::Tensor Session::forward(const at::Tensor& input, const at::Tensor& target, a
   return logits;
 }
 
-at::Tensor Session::micro_step(const Batch& whole, std::int64_t index) {
-  const std::int64_t samples = whole.target.size(0) / config_.accumulate;
-  const Batch batch =
-      place({whole.input.narrow(0, index * samples, samples), whole.target.narrow(0, index * samples, samples)});
-  // The last backward reduces what all of them added up. A check looks at gradients before they are reduced, since only
-  // then it can tell whose they are.
-  const bool waits = index + 1 < config_.accumulate || config_.check_finite;
-  std::optional<NoSync> no_sync;
-  if (mesh_ && waits) no_sync.emplace(*workload_.module);
-  at::Tensor loss;
-  (void)forward(batch.input, batch.target, loss);
-  if (config_.accumulate > 1) loss = loss / static_cast<double>(config_.accumulate);
-  scaler_.scale(loss).backward();
-  return loss.detach();
-}
-
 at::Tensor Session::forward_backward(std::int64_t step_index) {
-  const Batch batch = batches_.at(step_index);
+  const Batch batch = typed(batches_.at(step_index));
   optimizer_->zero_grad();
-  at::Tensor loss = micro_step(batch, 0);
-  for (std::int64_t index = 1; index < config_.accumulate; ++index) loss = loss + micro_step(batch, index);
-  if (config_.check_finite) check_finite(*workload_.module);
+  const MicrobatchLoss loss_of = [this](const std::vector<at::Tensor>& parts) {
+    at::Tensor loss;
+    (void)forward(parts[0], parts[1], loss);
+    return loss;
+  };
+  // A check looks at gradients before they are reduced, since only then it can tell whose they are.
+  std::optional<NoSync> no_sync;
+  if (mesh_ && config_.check_finite) no_sync.emplace(*workload_.module);
+  trace_.clear();
+  const at::Tensor loss = tessera::step(*workload_.module, {batch.input, batch.target}, loss_of,
+                                        {.microbatches = static_cast<int>(config_.microbatches),
+                                         .schedule = config_.schedule,
+                                         .scaler = &scaler_,
+                                         .trace = config_.trace.empty() ? nullptr : &trace_});
+  if (config_.check_finite) {
+    check_finite(*workload_.module);
+    reduce_gradients(*workload_.module);
+  }
   scaler_.unscale_(*optimizer_);
   return loss;
 }
@@ -212,6 +239,10 @@ EvalRecord Session::evaluate(std::int64_t step_index) {
                        ? static_cast<double>(correct) / static_cast<double>(std::max<std::int64_t>(targets, 1))
                        : perplexity(record.loss);
   return record;
+}
+
+std::vector<std::vector<pipeline::TracedAction>> Session::trace() const {
+  return mesh_ ? pipeline::gather_trace(*mesh_, trace_) : std::vector<std::vector<pipeline::TracedAction>>{trace_};
 }
 
 verify::Subject Session::subject() {

@@ -156,7 +156,7 @@ class Numerics(unittest.TestCase):
 
     def test_micro_batches_train_as_one_batch_and_send_as_much(self):
         whole = self.steps("--mesh", "dp=2")
-        parts = self.steps("--mesh", "dp=2", "--accumulate", "2")
+        parts = self.steps("--mesh", "dp=2", "--microbatches", "2")
         for ours, reference in zip(parts, whole, strict=True):
             self.assertAlmostEqual(ours["loss"], reference["loss"], delta=1e-4)
             # Of each micro-batch the count of its targets.
@@ -244,8 +244,8 @@ class BadInput(unittest.TestCase):
         (["train", "--mesh", "tp="], 2, ["AXIS=SIZE"]),
         (["train", "--model", "gpt", "--mesh", "tp=3"], 2, ["heads = 4", "tp=3"]),
         (["train", "--batch", "10", "--mesh", "dp=4"], 2, ["batch = 10", "multiple of 4"]),
-        (["train", "--batch", "8", "--accumulate", "3"], 2, ["accumulate", "batch = 8", "3 micro-batches"]),
-        (["train", "--batch", "4", "--accumulate", "2", "--mesh", "dp=4"], 2, ["batch = 4", "accumulate = 2", "of 8"]),
+        (["train", "--batch", "2", "--microbatches", "3"], 2, ["microbatches", "batch = 2", "3 micro-batches", "1 to 2"]),
+        (["train", "--batch", "4", "--microbatches", "2", "--mesh", "dp=4"], 2, ["batch = 4", "microbatches = 2", "of 8"]),
         (["train", "--precision", "fp8"], 2, ["fp8", "bf16", "fp16"]),
         (["train", "--precision", "fp16", "--check-finite"], 2, ["check_finite", "bf16"]),
         (["train", "--batch", "many"], 2, ["--batch", "many", "integer"]),

@@ -2,9 +2,12 @@
 // A module that was never touched for it, trained in micro-batches by every schedule, equals one device.
 #include "tessera/pipeline/step.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <torch/torch.h>
+
+#include <mutex>
 
 #include "support/ranks.h"
 #include "tessera/base/error.h"
@@ -152,6 +155,146 @@ std::string name_of(const testing::TestParamInfo<Case>& one) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, EverySchedule, testing::ValuesIn(cases()), name_of);
+
+Training train_on(const std::string& schedule, int ranks, int chunks, int microbatches) {
+  const Case one{schedule, ranks, chunks, microbatches, ""};
+  Training run;
+  test::on_mesh("pp=" + std::to_string(ranks), [&](const Mesh& mesh) {
+    Chain model(ranks * chunks);
+    distribute(*model, mesh, plan_for(one));
+    Training mine = train(model, 2 * microbatches, {.microbatches = microbatches, .schedule = schedule});
+    if (mesh.rank() == 0) run = std::move(mine);
+  });
+  return run;
+}
+
+TEST(Step, gives_the_same_bits_in_every_order_of_the_same_stages) {
+  const Training first = train_on("gpipe", 2, 1, 6);
+  for (const std::string schedule : {"1f1b", "zb-h1", "zb-h2"}) expect_equal(train_on(schedule, 2, 1, 6), first, 0);
+  const Training v_shaped = train_on("zbv", 2, 2, 6);
+  expect_equal(train_on("dualpipev", 2, 2, 6), v_shaped, 0);
+  expect_equal(train_on("interleaved", 2, 2, 6), v_shaped, 0);
+}
+
+/// Two steps of `loss` on pp=2; the message of the first error.
+std::string refusal(const Plan& plan, const MicrobatchLoss& loss, const StepOptions& options) {
+  std::string message;
+  std::mutex mutex;
+  test::on_mesh("pp=2", [&](const Mesh& mesh) {
+    Chain mine(2);
+    distribute(*mine, mesh, plan);
+    try {
+      for (int i = 0; i < 2; ++i) {
+        mine->zero_grad();
+        (void)step(*mine, {batch(8, 0) + 3 * i}, [&](const auto& parts) { return loss({mine->forward(parts[0]), parts[0]}); }, options);
+      }
+    } catch (const Error& error) {
+      const std::lock_guard lock(mutex);
+      if (message.empty()) message = error.what();
+    }
+  });
+  return message;
+}
+
+Tensor mean_of(const std::vector<Tensor>& parts) { return parts[0].mean(); }
+
+TEST(Step, refuses_more_micro_batches_than_samples) {
+  EXPECT_THAT(refusal(Plan().stages(stages_of(2)), mean_of, {.microbatches = 9}),
+              testing::HasSubstr("microbatches = 9 for a batch of 8 samples; allowed: 1 to 8"));
+}
+
+TEST(Step, refuses_a_schedule_that_does_not_fit_where_stages_lie) {
+  EXPECT_THAT(refusal(Plan().stages(stages_of(2)), mean_of, {.microbatches = 4, .schedule = "zbv"}),
+              testing::AllOf(testing::HasSubstr("zbv"), testing::HasSubstr("1 chunk")));
+}
+
+TEST(Step, refuses_a_forward_that_comes_back_to_an_earlier_stage) {
+  const Plan plan = Plan().stages({{"blocks.1", "norm"}, {"embed", "head", "blocks.0"}});
+  EXPECT_THAT(refusal(plan, mean_of, {.microbatches = 4}),
+              testing::HasSubstr("forward comes back to an earlier pipeline stage"));
+}
+
+TEST(Step, refuses_sizes_that_depend_on_values) {
+  const auto loss = [](const std::vector<Tensor>& parts) { return parts[0].masked_select(parts[1] > 1.5).sum(); };
+  EXPECT_THAT(refusal(Plan().stages(stages_of(2)), loss, {.microbatches = 4}),
+              testing::HasSubstr("microbatches = 1"));
+}
+
+TEST(Step, follows_a_branch_on_a_value) {
+  const auto squares = [](Chain& model, int steps) {
+    std::vector<double> losses;
+    for (int i = 0; i < steps; ++i) {
+      losses.push_back(step(*model, {batch(8, i)},
+                            [&](const auto& parts) {
+                              const Tensor output = model->forward(parts[0]);
+                              return output.sum().template item<double>() > 0 ? output.pow(2).mean() : output.abs().mean();
+                            },
+                            {.microbatches = 4})
+                           .item<double>());
+    }
+    return losses;
+  };
+  Chain alone(2);
+  const std::vector<double> expected = squares(alone, 2);
+  test::on_mesh("pp=2", [&](const Mesh& mesh) {
+    Chain model(2);
+    distribute(*model, mesh, Plan().stages(stages_of(2)));
+    const std::vector<double> found = squares(model, 2);
+    for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-14);
+  });
+}
+
+TEST(Step, without_grad_mode_runs_forward_only) {
+  Chain alone(4);
+  const torch::NoGradGuard no_grad;
+  const Tensor x = batch(7, 0);
+  const StepOptions options{.microbatches = 3, .schedule = "interleaved"};
+  const double expected = step(*alone, x, x, squared_error).item<double>();
+  test::on_mesh("pp=2", [&](const Mesh& mesh) {
+    const torch::NoGradGuard in_this_thread;
+    Chain model(4);
+    distribute(*model, mesh, plan_for({"interleaved", 2, 2, 3, ""}));
+    for (int i = 0; i < 3; ++i) EXPECT_NEAR(step(*model, x, x, squared_error, options).item<double>(), expected, 1e-14);
+    for (const Tensor& parameter : model->parameters()) EXPECT_FALSE(parameter.grad().defined());
+  });
+}
+
+TEST(Step, weighs_micro_batches_as_told_and_adds_up_sums) {
+  const auto masked_mean = [](const std::vector<Tensor>& parts) {
+    return (parts[0] * parts[1]).sum() / parts[1].sum().clamp_min(1);
+  };
+  torch::nn::Linear none(1, 1);
+  const Tensor x = torch::arange(6, torch::kDouble).view({6, 1}).requires_grad_();
+  const Tensor mask = torch::tensor({1.0, 0.0, 0.0, 1.0, 1.0, 1.0}, torch::kDouble).view({6, 1});
+  const auto counted = [](const std::vector<Tensor>& parts) { return parts[1].sum().item<double>(); };
+  EXPECT_DOUBLE_EQ(step(*none, {x, mask}, masked_mean, {.microbatches = 3, .weight = counted}).item<double>(), 12.0 / 4);
+  const auto sum = [](const std::vector<Tensor>& parts) { return parts[0].sum(); };
+  EXPECT_DOUBLE_EQ(step(*none, {x}, sum, {.microbatches = 3, .reduction = LossReduction::kSum}).item<double>(), 15);
+}
+
+TEST(Step, leaves_a_trace_of_every_rank) {
+  test::on_mesh("pp=2", [&](const Mesh& mesh) {
+    Chain model(2);
+    distribute(*model, mesh, Plan().stages(stages_of(2)));
+    std::vector<pipeline::TracedAction> mine;
+    const Tensor x = batch(8, 0);
+    for (int i = 0; i < 2; ++i) {
+      model->zero_grad();
+      (void)step(*model, x, x, squared_error, {.microbatches = 4, .trace = &mine});
+    }
+    const auto rows = pipeline::gather_trace(mesh, mine);
+    const pipeline::Schedule schedule = pipeline::make_schedule("1f1b", {.ranks = 2, .microbatches = 4});
+    ASSERT_EQ(rows.size(), 2U);
+    for (std::size_t rank = 0; rank < 2; ++rank) {
+      ASSERT_EQ(rows[rank].size(), schedule.actions[rank].size());
+      for (std::size_t i = 0; i < rows[rank].size(); ++i) {
+        EXPECT_EQ(rows[rank][i].action, schedule.actions[rank][i]);
+        EXPECT_LE(rows[rank][i].start_ms, rows[rank][i].end_ms);
+      }
+    }
+    EXPECT_THAT(pipeline::chrome_trace(rows), testing::HasSubstr("\"name\":\"1B3\""));
+  });
+}
 
 }  // namespace
 }  // namespace tessera

@@ -80,7 +80,13 @@ struct TrainConfig {
   /// Samples per step over all ranks: the same numbers are trained on whatever the mesh.
   std::int64_t batch = 16;
   /// Micro-batches per step: their gradients add up and are reduced once.
-  std::int64_t accumulate = 1;
+  std::int64_t microbatches = 1;
+  /// The order in which pipeline stages run them: a name of pipeline::schedules(), or file:PATH.
+  std::string schedule = "1f1b";
+  /// Pipeline stages per rank; 0: the schedule's own number.
+  std::int64_t chunks = 0;
+  /// Chrome trace of the last step's actions of pipeline stages; empty: none.
+  std::string trace;
   /// fp32 | fp64 | bf16 | fp16; 16-bit ones compute under autocast over fp32 parameters, fp16 with dynamic loss scaling.
   std::string precision = "fp32";
   /// fp16 only: the first loss scale, which then follows the gradients (torch.amp.GradScaler).

@@ -10,6 +10,7 @@
 #include "tessera/mesh/mesh.h"
 #include "tessera/module/grad_scaler.h"
 #include "tessera/module/plan.h"
+#include "tessera/pipeline/trace.h"
 #include "tessera/train/config.h"
 #include "tessera/train/dataset.h"
 #include "tessera/train/memory_meter.h"
@@ -41,7 +42,7 @@ class Session {
   Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh,
           const SessionOptions& options = {});
 
-  /// Forward and backward of the batch of `step`, in `accumulate` micro-batches; the loss stays on the device.
+  /// Forward and backward of the batch of `step`, in micro-batches (tessera::step); the loss stays on the device.
   /// Throws Error naming parameter and rank if check_finite is set and something is not finite.
   at::Tensor forward_backward(std::int64_t step);
   /// Gradient clipping (if configured) and the optimizer's step, which fp16 leaves out if some gradient overflowed.
@@ -52,6 +53,10 @@ class Session {
 
   /// Loss and quality over the held-out samples. Collective with a mesh.
   [[nodiscard]] EvalRecord evaluate(std::int64_t step);
+
+  /// What pipeline stages did in the last step, if `trace` is set: a row per rank along pp.
+  /// Order   collective with a mesh
+  [[nodiscard]] std::vector<std::vector<pipeline::TracedAction>> trace() const;
 
   /// This run as `tessera verify` sees it.
   [[nodiscard]] verify::Subject subject();
@@ -66,11 +71,11 @@ class Session {
   [[nodiscard]] std::int64_t num_held_out() const noexcept { return data_->held_out.size(); }
 
  private:
+  /// In the configured precision, on the device; place() spreads it over the mesh as well.
+  [[nodiscard]] Batch typed(Batch batch) const;
   [[nodiscard]] Batch place(Batch batch) const;
   /// Logits, and the loss, in the configured precision.
   at::Tensor forward(const at::Tensor& input, const at::Tensor& target, at::Tensor& loss);
-  /// Forward and backward of one of `accumulate` parts of a batch; returns its share of the loss.
-  at::Tensor micro_step(const Batch& whole, std::int64_t index);
 
   TrainConfig config_;
   std::shared_ptr<const Dataset> data_;
@@ -80,6 +85,7 @@ class Session {
   std::unique_ptr<torch::optim::Optimizer> optimizer_;
   GradScaler scaler_;
   BatchStream batches_;
+  std::vector<pipeline::TracedAction> trace_;
 };
 
 }  // namespace tessera::train
