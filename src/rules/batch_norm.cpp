@@ -2,8 +2,10 @@
 // Batch norm: statistics over a sharded batch are those of the whole batch.
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/batch_norm_native.h>
 #include <ATen/ops/empty.h>
 
+#include "rules/composites.h"
 #include "rules/families.h"
 #include "rules/rows.h"
 
@@ -178,7 +180,18 @@ std::vector<Sizes> statistics_sizes(const OpCall& call) {
   return sizes;
 }
 
+/// Never cuDNN's own operator: backward needs a reserve of its forward, which statistics over several ranks do not have.
+at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
+                      const std::optional<at::Tensor>& running_var, bool training, double momentum, double eps,
+                      bool /*cudnn_enabled*/) {
+  return at::native::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps,
+                                /*cudnn_enabled=*/false);
+}
+
 }  // namespace
+
+void add_batch_norm_composites(torch::Library& library) { library.impl("batch_norm", batch_norm); }
 
 void add_batch_norm_rules(RuleTable& table) {
   const Rule forward{.rows = batch_norm_rows, .localise = localise_batch_norm, .output_sizes = statistics_sizes};
