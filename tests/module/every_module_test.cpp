@@ -195,7 +195,12 @@ const std::vector<Layout>& layouts() {
   return kLayouts;
 }
 
-class EveryModule : public testing::TestWithParam<std::size_t> {};
+class EveryModule : public testing::TestWithParam<std::size_t> {
+ protected:
+  void SetUp() override {
+    if (!test::has_device_of_ranks()) GTEST_SKIP() << "no GPU here";
+  }
+};
 
 TEST_P(EveryModule, TrainsOnMeshesAsOnOneDevice) {
   const ModuleCase& test = cases()[GetParam()];

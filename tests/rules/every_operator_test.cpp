@@ -186,7 +186,12 @@ void expect_equal(const Tensors& expected, const Tensors& found, const std::stri
   }
 }
 
-class EveryOperator : public testing::TestWithParam<std::tuple<std::size_t, int>> {};
+class EveryOperator : public testing::TestWithParam<std::tuple<std::size_t, int>> {
+ protected:
+  void SetUp() override {
+    if (!test::has_device_of_ranks()) GTEST_SKIP() << "no GPU here";
+  }
+};
 
 TEST_P(EveryOperator, EqualsPlainTensorsForEveryPlacement) {
   const auto& [index, ranks] = GetParam();

@@ -11,11 +11,13 @@
 #include <cstdlib>
 #include <exception>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "comm/cuda_plugin_entry.h"
 #include "comm/devices.h"
 #include "tessera/comm/cuda_plugin.h"
 #include "tessera/comm/worlds.h"
@@ -28,12 +30,19 @@ inline c10::Device device_of_ranks() {
   return c10::Device(name == nullptr ? "cpu" : name);
 }
 
+inline bool has_device_of_ranks() { return device_of_ranks().is_cpu() || comm::detail::count_gpus() > 0; }
+
+/// Loaded before any test runs: LibTorch remembers it when it is asked about CUDA and there is none.
+inline const std::map<std::string, comm::BackendMaker> kMakers =
+    device_of_ranks().is_cuda() && has_device_of_ranks() ? comm::load_cuda_makers()
+                                                         : std::map<std::string, comm::BackendMaker>{};
+
 /// Calls `body` with the world of each of `size` ranks; the first exception fails the test, naming its rank.
 inline void on_ranks(int size, const std::function<void(const std::shared_ptr<comm::World>&)>& body) {
   comm::WorldOptions options;
   options.timeout = std::chrono::seconds(30);
   options.device = device_of_ranks();
-  if (options.device.is_cuda()) options.makers = comm::load_cuda_makers();
+  options.makers = kMakers;
   const auto worlds = comm::make_thread_worlds(size, options);
   comm::detail::finish_device(options.device);
   std::mutex mutex;
