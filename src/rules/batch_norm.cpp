@@ -2,12 +2,13 @@
 // Batch norm: statistics over a sharded batch are those of the whole batch.
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/batch_norm_native.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/native_batch_norm.h>
 
 #include "rules/composites.h"
 #include "rules/families.h"
 #include "rules/rows.h"
+#include "tessera/base/error.h"
 
 namespace tessera::rules {
 namespace {
@@ -185,8 +186,12 @@ at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& 
                       const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
                       const std::optional<at::Tensor>& running_var, bool training, double momentum, double eps,
                       bool /*cudnn_enabled*/) {
-  return at::native::batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps,
-                                /*cudnn_enabled=*/false);
+  for (const auto& vector : {weight, bias, running_mean, running_var}) {
+    const bool fits = !vector || !vector->defined() || vector->numel() == input.size(1);
+    check<ShapeError>(fits, "batch_norm: {} numbers for {} channels", fits ? 0 : vector->numel(), input.size(1));
+  }
+  return std::get<0>(
+      at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps));
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ void register_composites() {
     rules::add_padding_composites(*library);
     rules::add_packed_sequence_composites(*library);
     rules::add_ctc_composites(*library);
+    rules::add_recurrent_composites(*library);
   }
 }
 

@@ -143,8 +143,8 @@ std::vector<std::vector<Placement>> combinations(const Tensors& inputs) {
 
 Tensor spread(const Tensor& value, const Placement& placement, const Mesh& mesh) {
   if (!placement.is_partial()) return distribute(value, mesh, {placement});
-  const Tensor share = mesh.rank() == 0 ? value - (mesh.size() - 1) : at::ones_like(value);
-  return from_local(share, mesh, {placement}, value.sizes());
+  Tensor share = mesh.rank() == 0 ? value - (mesh.size() - 1) : at::ones_like(value);
+  return from_local(share.to(mesh.device()), mesh, {placement}, value.sizes());
 }
 
 /// Gradients of a weighted sum of the outputs, so that no cotangent is all ones.
@@ -449,6 +449,13 @@ TEST(CtcLoss, TakesLengthsThatAreMeshTensors) {
     const auto cut = [&](const Tensor& tensor, std::int64_t dim) { return distribute(tensor, mesh, {Shard(dim)}); };
     const Tensor found = torch::ctc_loss(cut(scores, 1), cut(targets, 0), cut(lengths, 0), cut(target_lengths, 0));
     EXPECT_TRUE(at::allclose(full(found), torch::ctc_loss(scores, targets, lengths, target_lengths), 1e-13, 1e-13));
+  });
+}
+
+TEST(DeviceOfAMeshTensor, RefusesToBecomeAnother) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor spread_values = distribute(values({4, 6}), mesh, {Shard(0)});
+    EXPECT_THROW((void)spread_values.to(c10::Device("cuda:7")), ShapeError);
   });
 }
 
