@@ -69,7 +69,7 @@ const std::vector<Case>& cases() {
       {"cross_entropy", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
       {"cross_entropy_ignore", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { namespace F = torch::nn::functional; return Tensors{F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().ignore_index(3)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kSum)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kNone))}; }},
       {"gather_take", [] { return Tensors{values({4, 6}), indices({4, 6}, 4)}; }, [](const Tensors& x) { return Tensors{torch::gather(x[0], 0, x[1]), torch::take(x[0].detach(), x[1])}; }},
-      {"scatter", [] { return Tensors{values({4, 6}), values({4, 6}) + 2}; }, [](const Tensors& x) { const Tensor index = (torch::arange(24).view({4, 6}) * 3).remainder(4).to(x[0].device()); return Tensors{torch::scatter(x[0], 0, index, x[1]), torch::scatter_add(x[0], 1, index, x[1]), torch::scatter_reduce(x[0], 0, index, x[1], "amax")}; }},
+      {"scatter", [] { return Tensors{values({4, 6}), values({4, 6}) + 2}; }, [](const Tensors& x) { const Tensor index = (torch::arange(4).unsqueeze(1) + torch::arange(6)).remainder(4).to(x[0].device()); return Tensors{torch::scatter(x[0], 0, index, x[1]), torch::scatter_add(x[0], 1, index, x[1]), torch::scatter_reduce(x[0], 0, index, x[1], "amax")}; }},
       {"index", [] { return Tensors{values({4, 6, 3}), indices({2, 5}, 4)}; }, [](const Tensors& x) { return Tensors{torch::index(x[0], {x[1]}), torch::index(x[0], {c10::nullopt, x[1]}), torch::index(x[0], {x[1], c10::nullopt, x[1].remainder(3)}), torch::index_select(x[0], 1, x[1].flatten())}; }},
       {"index_writes", [] { return Tensors{values({4, 6}), values({3, 6}) + 2}; }, [](const Tensors& x) { const Tensor rows = torch::tensor({2, 0, 3}).to(x[0].device()); return Tensors{torch::index_put(x[0], {rows}, x[1]), torch::index_put(x[0], {rows}, x[1], true), torch::index_add(x[0], 0, rows, x[1], 0.5), torch::index_copy(x[0], 0, rows, x[1]), torch::index_fill(x[0], 1, rows, 2.0)}; }},
       {"slice_writes", [] { return Tensors{values({4, 6}), values({4, 2}) + 2, values({6}) + 3}; }, [](const Tensors& x) { return Tensors{torch::slice_scatter(x[0], x[1], 1, 1, 3), torch::select_scatter(x[0], x[2], 0, 2), torch::diagonal_scatter(x[0], x[2].narrow(0, 0, 4))}; }},
@@ -196,7 +196,9 @@ class EveryOperator : public testing::TestWithParam<std::tuple<std::size_t, int>
 TEST_P(EveryOperator, EqualsPlainTensorsForEveryPlacement) {
   const auto& [index, ranks] = GetParam();
   const Case& test = cases()[index];
-  const Result expected = evaluate(test, test.inputs());
+  Tensors alone = test.inputs();
+  for (Tensor& input : alone) input = input.to(test::device_of_ranks());
+  const Result expected = evaluate(test, alone);
   test::on_mesh("dp=" + std::to_string(ranks), [&](const Mesh& mesh) {
     const Tensors plain = test.inputs();
     for (const auto& placements : combinations(plain)) {
