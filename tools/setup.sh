@@ -122,6 +122,40 @@ install_torch() {
     say "LibTorch: $TORCH_VERSION in .venv"
   fi
   install_cuda_runtime "$(venv_torch)"
+  make_python_torch "$(venv_torch)"
+}
+
+# --- a Python that imports torch, for the conformance test ------------------------------------------------------------
+
+python_torch_program=.venv/bin/python-torch
+
+# The CUDA wheel's libtorch_cuda names a dozen NVIDIA libraries, gigabytes of them. Nothing in them is called without a
+# GPU, so an empty library stands in for each that is missing, and Python binds symbols when they are called.
+make_python_torch() {
+  local torch=$1 absent=.venv/absent library
+  if [ -x "$python_torch_program" ]; then
+    say "python: $python_torch_program is there"
+    return
+  fi
+  say "python: adding what importing torch needs, for the conformance test (30 MB, 106 MB on disk)"
+  # shellcheck disable=SC2046  # one word per package
+  pip_install --no-compile $(sed '/^#/d' tools/python-packages.txt)
+  mkdir -p "$absent"
+  for library in $(ldd "$torch"/lib/libtorch_python.so "$torch"/lib/libtorch_cuda.so 2>/dev/null |
+                   awk '/not found/ {print $1}' | sort -u); do
+    cc -shared -x c /dev/null -o "$absent/$library" -Wl,-soname,"$library"
+  done
+  printf 'import os\nimport sys\nsys.setdlopenflags(os.RTLD_LAZY)\n' > "$absent/sitecustomize.py"
+  cat > "$python_torch_program" <<'WRAPPER'
+#!/bin/sh
+# Python with torch for a machine without a GPU; see tools/setup.sh.
+home=$(cd "$(dirname "$0")/.." && pwd)
+LD_LIBRARY_PATH=$home/absent${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+PYTHONPATH=$home/absent${PYTHONPATH:+:$PYTHONPATH}
+export LD_LIBRARY_PATH PYTHONPATH
+exec "$home/bin/python" "$@"
+WRAPPER
+  chmod +x "$python_torch_program"
 }
 
 # --- data -------------------------------------------------------------------------------------------------------------

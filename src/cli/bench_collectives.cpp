@@ -11,6 +11,7 @@
 #include "cli/bench_commands.h"
 #include "cli/bench_times.h"
 #include "cli/rank_job.h"
+#include "comm/devices.h"
 #include "tessera/base/error.h"
 #include "tessera/train/metrics.h"
 
@@ -24,6 +25,7 @@ struct CollectivesFlags {
   int num_ranks = 2;
   std::int64_t min_bytes = 4;
   std::int64_t max_bytes = std::int64_t{1} << 26;
+  std::string device = "cpu";
   std::string json;
 };
 
@@ -79,10 +81,10 @@ constexpr Collective kCollectives[] = {{"all_reduce", all_reduce, 2},
                                        {"all_to_all", all_to_all, 1}};
 
 /// All but all-reduce cut the message into equal shares, of one element at least.
-Buffers make_buffers(const Collective& collective, std::int64_t elements, int world) {
+Buffers make_buffers(const Collective& collective, std::int64_t elements, int world, c10::Device device) {
   const std::int64_t share = std::max<std::int64_t>(1, elements / world);
   const std::int64_t whole = collective.call == all_reduce ? elements : share * world;
-  return {at::zeros({whole}), at::zeros({share}), at::zeros({whole})};
+  return {at::zeros({whole}, device), at::zeros({share}, device), at::zeros({whole}, device)};
 }
 
 /// 200 up to 64 KiB, fewer above, at least 10.
@@ -92,16 +94,19 @@ int iterations_for(std::int64_t bytes) {
 
 /// Microseconds of each iteration on its slowest rank; an iteration starts where the last one ended on that rank.
 std::vector<double> time_collective(const comm::Communicator& ranks, Call call, Buffers& buffers, int iterations) {
+  const c10::Device device = buffers.whole.device();
   for (int i = 0; i < kWarmup; ++i) call(ranks, buffers);
   ranks.barrier();
+  comm::detail::finish_device(device);
   std::vector<double> times(static_cast<std::size_t>(iterations));
   for (double& time : times) {
     const auto start = std::chrono::steady_clock::now();
     call(ranks, buffers);
+    comm::detail::finish_device(device);
     const std::chrono::duration<double, std::micro> elapsed = std::chrono::steady_clock::now() - start;
     time = elapsed.count();
   }
-  return slowest_rank(ranks, times);
+  return slowest_rank(ranks, times, device);
 }
 
 /// What rank 0 tells.
@@ -149,7 +154,7 @@ void measure_rank(const CollectivesFlags& flags, comm::World& world) {
   if (world.rank() == 0) report.emplace(flags.json, world.transport(), world.size());
   for (const Collective& collective : kCollectives) {
     for (std::int64_t size = flags.min_bytes; size <= flags.max_bytes; size *= 4) {
-      Buffers buffers = make_buffers(collective, size / 4, world.size());
+      Buffers buffers = make_buffers(collective, size / 4, world.size(), world.device());
       const auto times = time_collective(ranks, collective.call, buffers, iterations_for(size));
       if (report) report->add(collective, static_cast<std::int64_t>(buffers.whole.nbytes()), times);
     }
@@ -161,14 +166,19 @@ void check_flags(const CollectivesFlags& flags, int num_ranks) {
   check<ConfigError>(flags.min_bytes >= 4 && flags.min_bytes % 4 == 0 && flags.min_bytes <= flags.max_bytes,
                      "--min-bytes {} is out of range; allowed: multiples of 4 up to --max-bytes {}", flags.min_bytes,
                      flags.max_bytes);
+  const bool moves_cuda = flags.transport == "thread" || flags.transport == "nccl";
+  check<ConfigError>(flags.device == "cuda" ? moves_cuda : flags.transport != "nccl",
+                     "--transport {} does not move tensors on {}; allowed with --device cuda: thread, nccl; with cpu: "
+                     "thread, shm, gloo", flags.transport, flags.device);
   check<ConfigError>(flags.transport != "thread" || launched_ranks() == 0,
-                     "--transport thread: a launcher made ranks of processes already; allowed here: shm, gloo");
+                     "--transport thread: a launcher made ranks of processes already; allowed here: shm, gloo, nccl");
 }
 
 RankJob make_job(const CollectivesFlags& flags, int num_ranks, const Invocation& invocation) {
   RankJob job{.num_ranks = num_ranks, .words = invocation.words, .flags = {}, .config = {}};
   job.flags.json = flags.json;
   job.flags.transport = flags.transport;
+  job.config.device = flags.device;
   if (flags.transport == "thread") job.config.ranks = "threads";
   return job;
 }
@@ -180,11 +190,12 @@ Command add_bench_collectives(CLI::App& bench, const Invocation& invocation) {
   command->footer("\nfloat32. Bytes: the larger of a rank's two buffers. An iteration's time is that of its slowest rank.\n"
                   "algorithm GB/s = bytes / time; bus GB/s as nccl-tests define it.");
   const auto flags = std::make_shared<CollectivesFlags>();
-  command->add_option("--transport", flags->transport, "thread (ranks as threads), shm or gloo (default shm)")
-      ->check(CLI::IsMember({"thread", "shm", "gloo"}));
+  command->add_option("--transport", flags->transport, "thread (ranks as threads), shm, gloo or nccl (default shm)")
+      ->check(CLI::IsMember({"thread", "shm", "gloo", "nccl"}));
   command->add_option("--nproc", flags->num_ranks, "ranks (default 2)");
   command->add_option("--min-bytes", flags->min_bytes, "smallest message [bytes] (default 4)");
   command->add_option("--max-bytes", flags->max_bytes, "largest message [bytes]; sizes grow by 4 (default 64 MiB)");
+  command->add_option("--device", flags->device, "cpu or cuda (default cpu)")->check(CLI::IsMember({"cpu", "cuda"}));
   command->add_option("--json", flags->json, "writes one JSON object per line to this file; - is standard output")
       ->option_text("FILE");
   return [flags, &invocation] {

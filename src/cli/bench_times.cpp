@@ -21,9 +21,11 @@ comm::Communicator everyone(comm::World& world) {
   return world.group(members, "bench");
 }
 
-std::vector<double> slowest_rank(const comm::Communicator& ranks, const std::vector<double>& times) {
-  at::Tensor slowest = at::tensor(times, at::kDouble);
+std::vector<double> slowest_rank(const comm::Communicator& ranks, const std::vector<double>& times,
+                                 c10::Device device) {
+  at::Tensor slowest = at::tensor(times, at::kDouble).to(device);
   ranks.all_reduce(slowest, comm::ReduceOp::kMax);
+  slowest = slowest.cpu();
   const double* begin = slowest.const_data_ptr<double>();
   return {begin, begin + slowest.numel()};
 }

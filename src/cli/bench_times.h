@@ -21,7 +21,9 @@ struct Spread {
 /// All ranks of the world. Collective.
 [[nodiscard]] comm::Communicator everyone(comm::World& world);
 
-/// Element i is the largest element i of all ranks: a repetition takes as long as its slowest rank. Collective.
-[[nodiscard]] std::vector<double> slowest_rank(const comm::Communicator& ranks, const std::vector<double>& times);
+/// Element i is the largest element i of all ranks, which are on devices like `device`: a repetition takes as long as its
+/// slowest rank. Collective.
+[[nodiscard]] std::vector<double> slowest_rank(const comm::Communicator& ranks, const std::vector<double>& times,
+                                               c10::Device device);
 
 }  // namespace tessera::cli

@@ -26,10 +26,10 @@ struct Measurement {
 };
 
 /// A step takes as long as its slowest rank. Everything else in the records is this rank's.
-void take_slowest_times(Measurement& measurement, const comm::Communicator& ranks, std::int64_t warmup) {
+void take_slowest_times(Measurement& measurement, comm::World& world, std::int64_t warmup) {
   std::vector<double> times;
   for (const train::StepRecord& record : measurement.steps) times.push_back(record.step_ms);
-  times = slowest_rank(ranks, times);
+  times = slowest_rank(everyone(world), times, world.device());
   for (std::size_t i = 0; i < times.size(); ++i) {
     train::StepRecord& record = measurement.steps[i];
     record.rate_per_s *= record.step_ms / times[i];
@@ -50,7 +50,7 @@ Measurement measure(const BenchTrainFlags& flags, const train::TrainConfig& conf
                            .evaluation = {}};
   measurement.summary =
       train::train(session, config, sinks, {.warmup_steps = flags.warmup, .report_gradient_norm = false});
-  take_slowest_times(measurement, everyone(world), flags.warmup);
+  take_slowest_times(measurement, world, flags.warmup);
   return measurement;
 }
 

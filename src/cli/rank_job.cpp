@@ -56,7 +56,7 @@ void run_as_threads(const RankJob& job, const RankBody& body) {
   ThreadOptions options;
   options.world.timeout = timeout_of(job.config);
   options.world.device = c10::Device(job.config.device);
-  options.world.makers = load_device(job.config);
+  options.world.makers = load_device(job.config.device);
   options.threads_per_rank = static_cast<int>(job.config.threads_per_rank);
   run_threads(job.num_ranks, options, body);
 }
@@ -66,7 +66,7 @@ void run_as_rank(const RankJob& job, const launcher::RankEnvironment& environmen
   options.transport = job.flags.transport;
   options.timeout = timeout_of(job.config);
   options.device = c10::Device(job.config.device);
-  options.makers = load_device(job.config);
+  options.makers = load_device(job.config.device);
   options.threads_per_rank = static_cast<int>(job.config.threads_per_rank);
   const Ranks ranks = launcher::join_job(environment, options);
   const base::LogRank log_rank(ranks.rank());
@@ -75,8 +75,8 @@ void run_as_rank(const RankJob& job, const launcher::RankEnvironment& environmen
 
 }  // namespace
 
-std::map<std::string, comm::BackendMaker> load_device(const train::TrainConfig& config) {
-  if (c10::Device(config.device).is_cpu()) return {};
+std::map<std::string, comm::BackendMaker> load_device(const std::string& device) {
+  if (c10::Device(device).is_cpu()) return {};
   return comm::load_cuda_makers();
 }
 

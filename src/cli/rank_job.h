@@ -22,10 +22,10 @@ struct RankJob {
 
 using RankBody = std::function<void(const std::shared_ptr<comm::World>&)>;
 
-/// Makes the configured device usable in this process; returns the transports that come with it, none for the CPU.
+/// Makes `device` (cpu or cuda) usable in this process; returns the transports that come with it, none for the CPU.
 /// Order   before the first tensor on the device
 /// Throws  ConfigError as comm::load_cuda_makers does
-std::map<std::string, comm::BackendMaker> load_device(const train::TrainConfig& config);
+std::map<std::string, comm::BackendMaker> load_device(const std::string& device);
 
 /// Number of ranks that a launcher above this process gave the job; 0 if there is none.
 [[nodiscard]] int launched_ranks();

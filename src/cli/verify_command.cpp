@@ -72,7 +72,7 @@ struct Reference {
 
 Reference run_one_device(const train::TrainConfig& config) {
   at::set_num_threads(static_cast<int>(config.threads_per_rank));
-  load_device(config);
+  load_device(config.device);
   // Of single precision, ten bits are otherwise rounded away in convolutions on a GPU.
   at::globalContext().setAllowTF32CuDNN(false);
   const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));

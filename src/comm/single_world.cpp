@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The world of one rank.
+#include "comm/devices.h"
 #include "comm/group_book.h"
 #include "tessera/comm/worlds.h"
 
@@ -19,6 +20,6 @@ class SingleWorld final : public World {
 
 }  // namespace
 
-std::shared_ptr<World> make_single_world(c10::Device device) { return std::make_shared<SingleWorld>(device); }
+std::shared_ptr<World> make_single_world(c10::Device device) { return std::make_shared<SingleWorld>(detail::device_of_rank(device, 0, /*shared=*/true)); }
 
 }  // namespace tessera::comm

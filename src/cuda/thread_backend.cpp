@@ -101,8 +101,15 @@ bool reduces(CallKind kind) {
          kind == CallKind::kReduceScatter;
 }
 
-void wait_for(c10::cuda::CUDAStream stream, cudaEvent_t event) {
-  C10_CUDA_CHECK(cudaStreamWaitEvent(stream.stream(), event, 0));
+void wait_for(c10::cuda::CUDAStream stream, const at::cuda::CUDAEvent& event) {
+  C10_CUDA_CHECK(cudaStreamWaitEvent(stream.stream(), event.event(), 0));
+}
+
+// Events come into being, with handles that stay, when they are recorded first.
+std::shared_ptr<at::cuda::CUDAEvent> make_event(c10::cuda::CUDAStream stream) {
+  auto event = std::make_shared<at::cuda::CUDAEvent>();
+  event->record(stream);
+  return event;
 }
 
 }  // namespace
@@ -121,11 +128,8 @@ ThreadBackend::ThreadBackend(const comm::GroupRequest& request)
 
 void ThreadBackend::join(const comm::GroupRequest& request) {
   const c10::cuda::CUDAGuard guard(request.device);
-  // Events come into being, with handles that stay, when they are recorded first.
-  ready_.record(side_stream_);
-  done_event_.record(side_stream_);
-  const Member mine{.ready = ready_.event(),
-                    .done = done_event_.event(),
+  const Member mine{.ready = make_event(side_stream_),
+                    .done = make_event(side_stream_),
                     .device = request.device.index(),
                     .mailbox = rank_ == 0 ? std::make_shared<Mailbox>() : nullptr};
   for (const void* member : show(&mine)) members_.push_back(*static_cast<const Member*>(member));
@@ -171,7 +175,7 @@ WorkPtr ThreadBackend::run(Operation operation, bool is_async, std::initializer_
   const auto current = c10::cuda::getCurrentCUDAStream(device().index());
   const c10::cuda::CUDAStream stream = is_async ? side_stream_ : current;
   operation_ = std::move(operation);
-  ready_.record(current);
+  me().ready->record(current);
   try {
     run_on(stream);
   } catch (const CommunicationError& error) {
@@ -192,16 +196,16 @@ void ThreadBackend::run_on(c10::cuda::CUDAStream stream) {
   std::exception_ptr failure;
   try {
     check_round(round);
-    for (const Member& member : members_) wait_for(stream, member.ready);
+    for (const Member& member : members_) wait_for(stream, *member.ready);
     enqueue(round, stream.stream());
-    done_event_.record(stream);
+    me().done->record(stream);
   } catch (...) {
     failure = std::current_exception();
   }
   // Even in failure: peers still read what this rank has shown.
   meet();
   if (failure) std::rethrow_exception(failure);
-  for (const Member& member : members_) wait_for(stream, member.done);
+  for (const Member& member : members_) wait_for(stream, *member.done);
 }
 
 WorkPtr ThreadBackend::transfer(comm::detail::Message message) {

@@ -37,10 +37,10 @@ class ThreadBackend final : public comm::detail::OperationBackend {
   void abort() override { host_->abort(); }
 
  private:
-  // What a rank's end of the group shows its peers for as long as it lives.
+  // What a rank's end of the group shows its peers. They may wait for its events when it is gone.
   struct Member {
-    cudaEvent_t ready = nullptr;
-    cudaEvent_t done = nullptr;
+    std::shared_ptr<at::cuda::CUDAEvent> ready;
+    std::shared_ptr<at::cuda::CUDAEvent> done;
     c10::DeviceIndex device = 0;
     std::shared_ptr<Mailbox> mailbox;
   };
@@ -52,14 +52,13 @@ class ThreadBackend final : public comm::detail::OperationBackend {
   void check_access() const;
   std::vector<const void*> show(const void* pointer);
   void meet();
+  [[nodiscard]] const Member& me() const { return members_[static_cast<std::size_t>(rank_)]; }
   void run_on(c10::cuda::CUDAStream stream);
   WorkPtr send_parcel(const comm::detail::Message& message);
   WorkPtr receive_parcel(comm::detail::Message message);
 
   c10::intrusive_ptr<c10d::Backend> host_;
   c10::cuda::CUDAStream side_stream_;
-  at::cuda::CUDAEvent ready_;
-  at::cuda::CUDAEvent done_event_;
   std::vector<Member> members_;
   std::shared_ptr<Mailbox> mailbox_;
   // Of the call under way; peers read it between its two meetings.

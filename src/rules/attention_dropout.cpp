@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention that drops probabilities: its fused kernels draw from the device's generator, so it runs in its plain form,
 // whose dropout draws as every other on a mesh.
+#include <ATen/ops/_fused_sdp_choice.h>
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
 #include <ATen/ops/scaled_dot_product_attention_native.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <limits>
+#include <mutex>
 
 #include "rules/composites.h"
 
@@ -21,10 +24,22 @@ OptionalTensor additive(const OptionalTensor& mask, const at::Tensor& query) {
       .masked_fill(mask->logical_not(), -std::numeric_limits<double>::infinity());
 }
 
+/// LibTorch settles at its first choice of a GPU's kernel in which order it prefers them, and threads that come meanwhile
+/// choose by another order: ranks would call different operators.
+void settle_kernel_order(c10::Device device) {
+  if (!device.is_cuda()) return;
+  static std::once_flag once;
+  std::call_once(once, [&] {
+    const at::Tensor sample = at::zeros({1, 1, 8, 8}, at::TensorOptions(device).dtype(at::kHalf));
+    (void)at::_fused_sdp_choice(sample, sample, sample);
+  });
+}
+
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                      const OptionalTensor& mask, double dropout_p, bool is_causal, std::optional<double> scale,
                      bool enable_gqa) {
   if (dropout_p == 0) {
+    settle_kernel_order(query.device());
     return at::native::scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa);
   }
   return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, additive(mask, query), dropout_p,

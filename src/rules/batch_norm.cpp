@@ -3,9 +3,12 @@
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/native_batch_norm.h>
 
+#include "rules/composites.h"
 #include "rules/families.h"
 #include "rules/rows.h"
+#include "tessera/base/error.h"
 
 namespace tessera::rules {
 namespace {
@@ -178,7 +181,22 @@ std::vector<Sizes> statistics_sizes(const OpCall& call) {
   return sizes;
 }
 
+/// Never cuDNN's own operator: backward needs a reserve of its forward, which statistics over several ranks do not have.
+at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
+                      const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
+                      const std::optional<at::Tensor>& running_var, bool training, double momentum, double eps,
+                      bool /*cudnn_enabled*/) {
+  for (const auto& vector : {weight, bias, running_mean, running_var}) {
+    const bool fits = !vector || !vector->defined() || vector->numel() == input.size(1);
+    check<ShapeError>(fits, "batch_norm: {} numbers for {} channels", fits ? 0 : vector->numel(), input.size(1));
+  }
+  return std::get<0>(
+      at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps));
+}
+
 }  // namespace
+
+void add_batch_norm_composites(torch::Library& library) { library.impl("batch_norm", batch_norm); }
 
 void add_batch_norm_rules(RuleTable& table) {
   const Rule forward{.rows = batch_norm_rows, .localise = localise_batch_norm, .output_sizes = statistics_sizes};

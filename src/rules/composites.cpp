@@ -13,9 +13,11 @@ void register_composites() {
                                  __LINE__);
   for (torch::Library* library : {&forward, &autograd}) {
     rules::add_attention_composites(*library);
+    rules::add_batch_norm_composites(*library);
     rules::add_padding_composites(*library);
     rules::add_packed_sequence_composites(*library);
     rules::add_ctc_composites(*library);
+    rules::add_recurrent_composites(*library);
   }
 }
 

@@ -14,9 +14,11 @@ namespace tessera::rules {
 /// One function per family: each adds its kernels to `library`, which is asked for the mesh's key and for its autograd
 /// key: a kernel of the mesh's key alone would take the autograd key's composite away.
 void add_attention_composites(torch::Library& library);
+void add_batch_norm_composites(torch::Library& library);
 void add_padding_composites(torch::Library& library);
 void add_packed_sequence_composites(torch::Library& library);
 void add_ctc_composites(torch::Library& library);
+void add_recurrent_composites(torch::Library& library);
 
 /// Numbers that decide about sizes, such as lengths of sequences: whole, on the host.
 [[nodiscard]] std::vector<std::int64_t> whole_integers(const at::Tensor& tensor);

@@ -60,16 +60,21 @@ constexpr std::int64_t kMaximumOfBag = 2;
 /// Per output element the index that won, in bags that take the maximum; else one number per bag.
 Placement winners_placement(const OpCall& call) { return call.named("mode").toInt() == kMaximumOfBag ? S(1) : R; }
 
+/// CUDA's kernels read beyond a table without columns.
+bool can_cut_columns(const OpCall& call, int axis) {
+  return sharded_dim(call, 0, axis) == 1 && leaves_no_rank_empty(call, call.tensor(0), 1, axis);
+}
+
 // _embedding_bag(weight [V, D], indices, offsets, ..., mode, ..., per_sample_weights?, ...)
 //   -> (output [B, D], offset2bag, bag_size, maximum_indices)
 void embedding_bag_rows(const OpCall& call, int axis, Rows& rows) {
-  if (sharded_dim(call, 0, axis) == 1) add_row(call, rows, {S(1)}, {S(1), R, R, winners_placement(call)});
+  if (can_cut_columns(call, axis)) add_row(call, rows, {S(1)}, {S(1), R, R, winners_placement(call)});
 }
 
 // _embedding_bag_backward(grad [B, D], indices, offsets, offset2bag, bag_size, maximum_indices, ...) -> [V, D];
 // _embedding_bag_dense_backward is the same without offsets
 void embedding_bag_backward_rows(const OpCall& call, int axis, Rows& rows) {
-  if (sharded_dim(call, 0, axis) != 1) return;
+  if (!can_cut_columns(call, axis)) return;
   Row row;
   row.inputs.resize(call.tensors.size());
   row.inputs[0] = S(1);
@@ -80,7 +85,8 @@ void embedding_bag_backward_rows(const OpCall& call, int axis, Rows& rows) {
 
 // _embedding_bag_per_sample_weights_backward(grad [B, D], weight [V, D], indices, offsets, offset2bag, ...) -> [n]
 void sample_weight_rows(const OpCall& call, int axis, Rows& rows) {
-  if (contains(sharded_dims(call, axis), 1)) add_row(call, rows, {S(1), S(1)}, {P});
+  const bool follows = contains(sharded_dims(call, axis), 1);
+  if (follows && leaves_no_rank_empty(call, call.tensor(0), 1, axis)) add_row(call, rows, {S(1), S(1)}, {P});
 }
 
 }  // namespace

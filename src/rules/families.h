@@ -17,6 +17,7 @@ void add_sort_rules(tensor::RuleTable& table);
 void add_reduce_rules(tensor::RuleTable& table);
 void add_distance_rules(tensor::RuleTable& table);
 void add_segment_rules(tensor::RuleTable& table);
+void add_recurrent_rules(tensor::RuleTable& table);
 void add_softmax_rules(tensor::RuleTable& table);
 void add_norm_rules(tensor::RuleTable& table);
 void add_batch_norm_rules(tensor::RuleTable& table);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pointwise operators: any output dim may be sharded if every input is sharded with it; linear ones keep partial sums.
+#include <ATen/ops/empty_like.h>
+
 #include <algorithm>
 
 #include "rules/families.h"
 #include "rules/rows.h"
+#include "tessera/base/error.h"
 
 namespace tessera::rules {
 namespace {
@@ -115,6 +118,26 @@ void cast_rows(const OpCall& call, int axis, Rows& rows) {
   shard_rows(call, axis, rows);
 }
 
+/// A shard elsewhere would be out of its group's reach.
+void refuse_other_device(const OpCall& call, Decision&) {
+  const int index = call.index_of("device");
+  if (index < 0 || call.argument(index).isNone()) return;
+  const c10::Device device = call.argument(index).toDevice();
+  check<ShapeError>(device.type() == call.mesh.device().type() || device.is_meta(),
+                    "to({}) is not supported on a mesh tensor, which lies on the device of its mesh, {}; use tessera::full "
+                    "or tessera::local first",
+                    device.str(), call.mesh.device().str());
+}
+
+/// log_sigmoid_forward(self) -> (output, buffer): the buffer is empty on a GPU, where backward does not read it. Here it
+/// has the sizes of the output everywhere.
+void compute_log_sigmoid(const c10::OperatorHandle& op, const Decision&, const Mesh&, torch::jit::Stack& stack) {
+  op.callBoxed(stack);
+  const at::Tensor output = stack[stack.size() - 2].toTensor();
+  if (stack.back().toTensor().sizes() != output.sizes()) stack.back() = at::empty_like(output);
+}
+void localise_log_sigmoid(const OpCall&, Decision& decision) { decision.compute = compute_log_sigmoid; }
+
 }  // namespace
 
 const Rule& pointwise_rule() {
@@ -131,7 +154,7 @@ void add_pointwise_rules(RuleTable& table) {
   }
   for (const char* name : {"aten::mul", "aten::multiply"}) table[name] = {.rows = product_rows};
   for (const char* name : {"aten::div", "aten::divide", "aten::true_divide"}) table[name] = {.rows = quotient_rows};
-  table["aten::_to_copy"] = {.rows = cast_rows};
+  table["aten::_to_copy"] = {.rows = cast_rows, .localise = refuse_other_device};
   // Pointwise in fact, though not tagged so in every LibTorch.
   for (const char* name :
        {"aten::fill", "aten::masked_fill", "aten::where", "aten::threshold_backward", "aten::gelu_backward",
@@ -140,12 +163,13 @@ void add_pointwise_rules(RuleTable& table) {
         "aten::lerp", "aten::addcmul", "aten::addcdiv", "aten::native_dropout_backward",
         "aten::floor_divide", "aten::leaky_relu", "aten::hardswish", "aten::hardswish_backward",
         "aten::hardsigmoid_backward", "aten::hardshrink_backward", "aten::softshrink_backward",
-        "aten::log_sigmoid_forward", "aten::log_sigmoid_backward", "aten::_prelu_kernel", "aten::_prelu_kernel_backward",
+        "aten::log_sigmoid_backward", "aten::_prelu_kernel", "aten::_prelu_kernel_backward",
         "aten::complex", "aten::polar", "aten::_add_relu", "aten::rrelu_with_noise_backward",
         "aten::elu", "aten::celu", "aten::selu", "aten::mish", "aten::hardsigmoid", "aten::threshold", "aten::heaviside",
         "aten::gcd", "aten::lcm", "aten::rsub", "aten::copysign", "aten::_standard_gamma_grad", "aten::_dirichlet_grad", "aten::is_same_size"}) {
     table[name] = {.rows = pointwise_rows};
   }
+  table["aten::log_sigmoid_forward"] = {.rows = pointwise_rows, .localise = localise_log_sigmoid};
 }
 
 }  // namespace tessera::rules

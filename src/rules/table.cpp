@@ -22,6 +22,7 @@ const RuleTable& rule_table() {
     rules::add_reduce_rules(table);
     rules::add_distance_rules(table);
     rules::add_segment_rules(table);
+    rules::add_recurrent_rules(table);
     rules::add_softmax_rules(table);
     rules::add_norm_rules(table);
     rules::add_batch_norm_rules(table);

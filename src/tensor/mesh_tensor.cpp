@@ -131,6 +131,9 @@ at::Tensor from_local(const at::Tensor& local, const Mesh& mesh, const Placement
                     "from_local: rank {} passes a shard of sizes [{}]; {} of [{}] on mesh {} leaves it [{}]",
                     mesh.rank(), fmt::join(local.sizes(), ", "), format_placements(target),
                     fmt::join(global_sizes, ", "), mesh.to_string(), fmt::join(expected, ", "));
+  check<ShapeError>(local.device() == mesh.device() || local.is_meta(),
+                    "from_local: the shard is on {}, the ranks of mesh {} on {}; pass shard.to(mesh.device())",
+                    local.device().str(), mesh.to_string(), mesh.device().str());
   const bool here = tensor::MeshRuntime::of(mesh).stages.map().has_data(target);
   return tensor::wrap(here ? local.detach() : local.detach().to(at::kMeta), target, mesh, global_sizes);
 }

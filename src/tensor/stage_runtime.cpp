@@ -45,7 +45,9 @@ std::vector<std::int64_t> inverse(const std::vector<std::int64_t>& order) {
   return result;
 }
 
-at::Tensor of_words(std::int64_t count) { return at::empty({count}, at::TensorOptions(at::kLong)); }
+at::Tensor of_words(std::int64_t count, at::Device device = at::kCPU) {
+  return at::empty({count}, at::TensorOptions(at::kLong).device(device));
+}
 
 }  // namespace
 
@@ -166,8 +168,10 @@ void StageRuntime::tell(std::uint64_t id, const CallShape& shape, const Mesh& me
   words[1] = static_cast<std::int64_t>(body.size());
   words.insert(words.end(), body.begin(), body.end());
   words.resize(std::max(words.size(), static_cast<std::size_t>(kFirstWords)), 0);
-  const at::Tensor all = of_words(static_cast<std::int64_t>(words.size()));
+  at::Tensor all = of_words(static_cast<std::int64_t>(words.size()));
   std::copy(words.begin(), words.end(), all.data_ptr<std::int64_t>());
+  // Groups move what lies on their ranks' device.
+  all = all.to(mesh.device());
   const int me = mesh.coordinate(map_.axis());
   for (int rank = 0; rank < map_.ranks(); ++rank) {
     if (rank == me) continue;
@@ -179,17 +183,16 @@ void StageRuntime::tell(std::uint64_t id, const CallShape& shape, const Mesh& me
 }
 
 StageRuntime::Message StageRuntime::receive_message(int from, const Mesh& mesh) const {
-  const comm::Communicator& stages = mesh.along(map_.axis());
-  at::Tensor first = of_words(kFirstWords);
-  stages.receive(first, from, kMessageTag);
-  const auto* words = first.data_ptr<std::int64_t>();
-  Message message(words, words + kFirstWords);
+  Message message;
+  const auto receive = [&](std::int64_t count) {
+    at::Tensor part = of_words(count, mesh.device());
+    mesh.along(map_.axis()).receive(part, from, kMessageTag);
+    part = part.cpu();
+    message.insert(message.end(), part.data_ptr<std::int64_t>(), part.data_ptr<std::int64_t>() + count);
+  };
+  receive(kFirstWords);
   const std::int64_t total = message[1] + 2;
-  if (total > kFirstWords) {
-    at::Tensor rest = of_words(total - kFirstWords);
-    stages.receive(rest, from, kMessageTag);
-    message.insert(message.end(), rest.data_ptr<std::int64_t>(), rest.data_ptr<std::int64_t>() + rest.size(0));
-  }
+  if (total > kFirstWords) receive(total - kFirstWords);
   return message;
 }
 

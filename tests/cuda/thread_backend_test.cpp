@@ -255,6 +255,7 @@ TEST_P(GpuContract, ReceivesWithOtherTagsOvertake) {
 
 TEST_P(GpuContract, BuffersAreNotReusedBeforePeersHaveReadThem) {
   run([](Communicator& all, c10::Device gpu) {
+    if (all.size() == 1) return;
     for (int round = 0; round < 50; ++round) {
       const std::int64_t count = round % 2 == 0 ? 4'000'000 : 1000;
       at::Tensor mine = at::full({count}, round + all.rank(), on(gpu, at::kInt));

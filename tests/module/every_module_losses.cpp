@@ -91,7 +91,7 @@ std::vector<ModuleCase> loss_cases() {
           "MultiLabelMarginLoss", {scores(), {{4, 6}, 6}}, [] { return nn::MultiLabelMarginLoss(); },
           [](nn::MultiLabelMarginLoss& module, const Tensors& x) {
             // Two labels per sample; -1 ends the list.
-            return module(x[0], x[1].masked_fill(torch::arange(6).ge(2), -1));
+            return module(x[0], x[1].masked_fill(torch::arange(6).ge(2).to(x[1].device()), -1));
           }),
       module_case(
           "MultiLabelSoftMarginLoss", {scores(), scores()}, [] { return nn::MultiLabelSoftMarginLoss(); },

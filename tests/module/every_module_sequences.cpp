@@ -66,7 +66,7 @@ ModuleCase attention(const std::string& name, const nn::MultiheadAttentionOption
       name, {{{4, 4, 8}, 0, kBatchSecond}, {{6, 4, 8}, 0, kBatchSecond}},
       [options] { return nn::MultiheadAttention(options); },
       [mask](nn::MultiheadAttention& module, const Tensors& x) {
-        const auto [output, weights] = module->forward(x[0], x[1], x[1] * 0.5, {}, true, mask);
+        const auto [output, weights] = module->forward(x[0], x[1], x[1] * 0.5, {}, true, mask.defined() ? mask.to(x[0].device()) : mask);
         return Tensors{output, weights};
       });
 }
@@ -106,7 +106,7 @@ std::vector<ModuleCase> transformers(const std::string& suffix, double dropout) 
           "Transformer" + suffix, {source(), target()}, [=] { return nn::Transformer(transformer_options(dropout)); },
           [](nn::Transformer& module, const Tensors& x) {
             return module->forward(x[0], x[1], {},
-                                   nn::TransformerImpl::generate_square_subsequent_mask(4).to(torch::kDouble));
+                                   nn::TransformerImpl::generate_square_subsequent_mask(4).to(x[0].device(), torch::kDouble));
           }),
   };
 }

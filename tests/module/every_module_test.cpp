@@ -85,7 +85,7 @@ Tensors batch(const ModuleCase& test, int step, const Place& place) {
 Tensor objective(const Tensors& outputs) {
   Tensor total;
   for (const Tensor& output : outputs) {
-    const Tensor weights = (torch::arange(output.numel(), torch::kDouble) * 1.3 + 0.4).sin().view(output.sizes());
+    const Tensor weights = (torch::arange(output.numel(), torch::kDouble) * 1.3 + 0.4).sin().view(output.sizes()).to(output.device());
     const Tensor value = (output * weights + output * output * 0.25).mean();
     total = total.defined() ? total + value : value;
   }
@@ -99,7 +99,7 @@ struct Trained {
   std::map<std::string, Tensor> values;
 };
 
-Tensor kept(const Tensor& tensor) { return full(tensor).detach().to(torch::kDouble).clone(); }
+Tensor kept(const Tensor& tensor) { return full(tensor).detach().to(torch::kCPU, torch::kDouble).clone(); }
 
 constexpr int kSteps = 2;
 
@@ -195,7 +195,12 @@ const std::vector<Layout>& layouts() {
   return kLayouts;
 }
 
-class EveryModule : public testing::TestWithParam<std::size_t> {};
+class EveryModule : public testing::TestWithParam<std::size_t> {
+ protected:
+  void SetUp() override {
+    if (!test::has_device_of_ranks()) GTEST_SKIP() << "no GPU here";
+  }
+};
 
 TEST_P(EveryModule, TrainsOnMeshesAsOnOneDevice) {
   const ModuleCase& test = cases()[GetParam()];

@@ -69,11 +69,11 @@ const std::vector<Case>& cases() {
       {"cross_entropy", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1])}; }},
       {"cross_entropy_ignore", [] { return Tensors{values({10, 7}), indices({10}, 7)}; }, [](const Tensors& x) { namespace F = torch::nn::functional; return Tensors{F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().ignore_index(3)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kSum)), F::cross_entropy(x[0], x[1], F::CrossEntropyFuncOptions().reduction(torch::kNone))}; }},
       {"gather_take", [] { return Tensors{values({4, 6}), indices({4, 6}, 4)}; }, [](const Tensors& x) { return Tensors{torch::gather(x[0], 0, x[1]), torch::take(x[0].detach(), x[1])}; }},
-      {"scatter", [] { return Tensors{values({4, 6}), values({4, 6}) + 2}; }, [](const Tensors& x) { const Tensor index = (torch::arange(24).view({4, 6}) * 3).remainder(4); return Tensors{torch::scatter(x[0], 0, index, x[1]), torch::scatter_add(x[0], 1, index, x[1]), torch::scatter_reduce(x[0], 0, index, x[1], "amax")}; }},
+      {"scatter", [] { return Tensors{values({4, 6}), values({4, 6}) + 2}; }, [](const Tensors& x) { const Tensor index = (torch::arange(4).unsqueeze(1) + torch::arange(6)).remainder(4).to(x[0].device()); return Tensors{torch::scatter(x[0], 0, index, x[1]), torch::scatter_add(x[0], 1, index, x[1]), torch::scatter_reduce(x[0], 0, index, x[1], "amax")}; }},
       {"index", [] { return Tensors{values({4, 6, 3}), indices({2, 5}, 4)}; }, [](const Tensors& x) { return Tensors{torch::index(x[0], {x[1]}), torch::index(x[0], {c10::nullopt, x[1]}), torch::index(x[0], {x[1], c10::nullopt, x[1].remainder(3)}), torch::index_select(x[0], 1, x[1].flatten())}; }},
-      {"index_writes", [] { return Tensors{values({4, 6}), values({3, 6}) + 2}; }, [](const Tensors& x) { const Tensor rows = torch::tensor({2, 0, 3}); return Tensors{torch::index_put(x[0], {rows}, x[1]), torch::index_put(x[0], {rows}, x[1], true), torch::index_add(x[0], 0, rows, x[1], 0.5), torch::index_copy(x[0], 0, rows, x[1]), torch::index_fill(x[0], 1, rows, 2.0)}; }},
+      {"index_writes", [] { return Tensors{values({4, 6}), values({3, 6}) + 2}; }, [](const Tensors& x) { const Tensor rows = torch::tensor({2, 0, 3}).to(x[0].device()); return Tensors{torch::index_put(x[0], {rows}, x[1]), torch::index_put(x[0], {rows}, x[1], true), torch::index_add(x[0], 0, rows, x[1], 0.5), torch::index_copy(x[0], 0, rows, x[1]), torch::index_fill(x[0], 1, rows, 2.0)}; }},
       {"slice_writes", [] { return Tensors{values({4, 6}), values({4, 2}) + 2, values({6}) + 3}; }, [](const Tensors& x) { return Tensors{torch::slice_scatter(x[0], x[1], 1, 1, 3), torch::select_scatter(x[0], x[2], 0, 2), torch::diagonal_scatter(x[0], x[2].narrow(0, 0, 4))}; }},
-      {"buckets", [] { return Tensors{values({4, 6}), values({5})}; }, [](const Tensors& x) { const Tensor edges = torch::tensor({-0.5, 0.1, 0.6}, torch::kDouble); return Tensors{torch::bucketize(x[0], edges).to(torch::kDouble) * x[0], torch::searchsorted(edges, x[1]).to(torch::kDouble) * x[1], torch::isin((x[0] * 4).round(), (x[1].detach() * 4).round()).to(torch::kDouble) * x[0]}; }},
+      {"buckets", [] { return Tensors{values({4, 6}), values({5})}; }, [](const Tensors& x) { const Tensor edges = torch::tensor({-0.5, 0.1, 0.6}, torch::kDouble).to(x[0].device()); return Tensors{torch::bucketize(x[0], edges).to(torch::kDouble) * x[0], torch::searchsorted(edges, x[1]).to(torch::kDouble) * x[1], torch::isin((x[0] * 4).round(), (x[1].detach() * 4).round()).to(torch::kDouble) * x[0]}; }},
       {"sort_topk", [] { return Tensors{values({5, 7})}; }, [](const Tensors& x) { return Tensors{std::get<0>(torch::sort(x[0], 1)), std::get<0>(torch::topk(x[0], 3, 0)), std::get<0>(torch::kthvalue(x[0], 2, 1)), std::get<0>(torch::median(x[0], 0)), std::get<0>(torch::mode(x[0], 1)), torch::renorm(x[0], 2, 0, 1.0)}; }},
       {"scans", [] { return Tensors{values({5, 7}) + 2}; }, [](const Tensors& x) { return Tensors{torch::cumsum(x[0], 1), torch::cumprod(x[0], 0), std::get<0>(torch::cummax(x[0], 1)), torch::logcumsumexp(x[0], 0)}; }},
       {"moments", [] { return Tensors{values({5, 7})}; }, [](const Tensors& x) { return Tensors{torch::var(x[0], 1), torch::std(x[0]), torch::var(x[0], at::IntArrayRef{0}, at::Scalar(0), true), std::get<0>(torch::var_mean(x[0], at::IntArrayRef{0, 1}, at::Scalar(1))), torch::logsumexp(x[0], at::IntArrayRef{0, 1}), torch::prod(x[0].detach() + 2) * x[0], torch::prod(x[0] + 2, 0), torch::nansum(x[0], at::IntArrayRef{0})}; }},
@@ -83,7 +83,7 @@ const std::vector<Case>& cases() {
       {"resample", [] { return Tensors{values({4, 3, 6, 6})}; }, [](const Tensors& x) { return Tensors{torch::upsample_nearest2d(x[0], {12, 9}), torch::upsample_bilinear2d(x[0], {4, 9}, false), torch::upsample_bicubic2d(x[0], {7, 9}, true), torch::adaptive_avg_pool2d(x[0], {2, 3}), std::get<0>(torch::adaptive_max_pool2d(x[0], {2, 3}))}; }},
       {"grid_sample", [] { return Tensors{values({4, 3, 5, 5}), values({4, 2, 3, 2}) * 0.8}; }, [](const Tensors& x) { return Tensors{torch::grid_sampler_2d(x[0], x[1], 0, 0, false)}; }},
       {"batch_norm", [] { return Tensors{values({6, 4, 3}), values({4}) + 2, values({4})}; }, [](const Tensors& x) { return Tensors{torch::batch_norm(x[0], x[1], x[2], {}, {}, true, 0.1, 1e-5, false)}; }},
-      {"matrices", [] { return Tensors{values({3, 4, 4}) + 3 * torch::eye(4, torch::kDouble)}; }, [](const Tensors& x) { return Tensors{torch::linalg_det(x[0]), torch::linalg_inv(x[0]), std::get<0>(torch::linalg_qr(x[0])), torch::linalg_cholesky(x[0].matmul(x[0].mT()) + torch::eye(4, torch::kDouble))}; }},
+      {"matrices", [] { return Tensors{values({3, 4, 4}) + 3 * torch::eye(4, torch::kDouble)}; }, [](const Tensors& x) { return Tensors{torch::linalg_det(x[0]), torch::linalg_inv(x[0]), std::get<0>(torch::linalg_qr(x[0])), torch::linalg_cholesky(x[0].matmul(x[0].mT()) + torch::eye(4, torch::kDouble).to(x[0].device()))}; }},
       {"solve", [] { return Tensors{values({3, 4, 4}) + 3 * torch::eye(4, torch::kDouble), values({3, 4, 2})}; }, [](const Tensors& x) { return Tensors{torch::linalg_solve(x[0], x[1])}; }},
       {"distances", [] { return Tensors{values({2, 5, 3}), values({2, 4, 3}) + 2}; }, [](const Tensors& x) { return Tensors{torch::cdist(x[0], x[1]), torch::linalg_cross(x[0].narrow(1, 0, 4), x[1])}; }},
       {"fourier", [] { return Tensors{values({4, 6})}; }, [](const Tensors& x) { return Tensors{torch::abs(torch::fft_rfft(x[0], c10::nullopt, 1)), torch::fft_irfft(torch::fft_rfft(x[0], c10::nullopt, 0), 4, 0)}; }},
@@ -91,7 +91,7 @@ const std::vector<Case>& cases() {
       {"added_batch_sum", [] { return Tensors{values({4, 5}), values({3, 4, 6}), values({3, 6, 5})}; }, [](const Tensors& x) { return Tensors{torch::addbmm(x[0], x[1], x[2])}; }},
       {"margins", [] { return Tensors{values({5, 4}), indices({5}, 4)}; }, [](const Tensors& x) { return Tensors{torch::multi_margin_loss(x[0], x[1]), torch::multi_margin_loss(x[0], x[1], 1, 1, {}, at::Reduction::None)}; }},
       {"binary_losses", [] { return Tensors{values({5, 3}), values({5, 3}) * 0.4 + 0.5}; }, [](const Tensors& x) { return Tensors{torch::binary_cross_entropy(torch::sigmoid(x[0]), x[1].detach()), torch::binary_cross_entropy_with_logits(x[0], x[1], {}, {}, at::Reduction::Sum), torch::soft_margin_loss(x[0], x[1].detach().sign())}; }},
-      {"embedding_bag", [] { return Tensors{values({7, 4}), indices({6}, 7)}; }, [](const Tensors& x) { return Tensors{std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}))), std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}), false, 2))}; }},
+      {"embedding_bag", [] { return Tensors{values({7, 4}), indices({6}, 7)}; }, [](const Tensors& x) { return Tensors{std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}).to(x[0].device()))), std::get<0>(torch::embedding_bag(x[0], x[1], torch::tensor({0, 2, 5}).to(x[0].device()), false, 2))}; }},
       {"foreach", [] { return Tensors{values({4, 6}), values({6}) + 2}; }, [](const Tensors& x) { const auto sums = torch::_foreach_add(x, x); const auto products = torch::_foreach_mul(x, 2.0); const auto norms = torch::_foreach_norm(x, 3); const auto least = torch::_foreach_norm(x, -std::numeric_limits<double>::infinity()); const auto largest = torch::_foreach_max(x); return Tensors{sums[0], sums[1], products[0], products[1], norms[0], norms[1], least[0], least[1], largest[0], largest[1]}; }},
       {"glu_prelu", [] { return Tensors{values({4, 6}), values({6})}; }, [](const Tensors& x) { return Tensors{torch::glu(x[0], 1), torch::prelu(x[0], x[1]), torch::leaky_relu(x[0]), torch::log_sigmoid(x[0]), torch::hardswish(x[0])}; }},
       {"conv1d_transposed", [] { return Tensors{values({4, 6, 5}), values({6, 3, 3})}; }, [](const Tensors& x) { return Tensors{torch::conv_transpose1d(x[0], x[1])}; }},
@@ -100,15 +100,15 @@ const std::vector<Case>& cases() {
       {"cross_entropy_of_two_classes", [] { return Tensors{values({4, 2}), indices({4}, 2)}; }, [](const Tensors& x) { return Tensors{torch::nn::functional::cross_entropy(x[0], x[1]), torch::softmax(x[0], 1)}; }},
       {"embedding_of_two_words", [] { return Tensors{values({2, 4}), indices({3, 5}, 2)}; }, [](const Tensors& x) { return Tensors{torch::embedding(x[0], x[1])}; }},
       {"bilinear", [] { return Tensors{values({4, 3}), values({4, 2}), values({5, 3, 2}), values({5})}; }, [](const Tensors& x) { return Tensors{torch::bilinear(x[0], x[1], x[2], x[3])}; }},
-      {"batch_norm_with_update", [] { return Tensors{values({6, 4, 3}), values({4}) + 2, values({4})}; }, [](const Tensors& x) { Tensor mean = at::zeros({4}, at::kDouble); Tensor variance = at::ones({4}, at::kDouble); return Tensors{std::get<0>(at::_batch_norm_with_update(x[0], x[1], x[2], mean, variance, 0.3, 1e-5)), mean, variance}; }},
+      {"batch_norm_with_update", [] { return Tensors{values({6, 4, 3}), values({4}) + 2, values({4})}; }, [](const Tensors& x) { Tensor mean = at::zeros({4}, at::kDouble).to(x[0].device()); Tensor variance = at::ones({4}, at::kDouble).to(x[0].device()); return Tensors{std::get<0>(at::_batch_norm_with_update(x[0], x[1], x[2], mean, variance, 0.3, 1e-5)), mean, variance}; }},
       {"distance", [] { return Tensors{values({4, 6}), values({4, 6}) * 2 + 1}; }, [](const Tensors& x) { const double infinity = std::numeric_limits<double>::infinity(); return Tensors{torch::dist(x[0], x[1]), torch::dist(x[0], x[1], 1), torch::dist(x[0], x[1], 3), torch::dist(x[0], x[1], infinity)}; }},
       {"pairwise_distances", [] { return Tensors{values({5, 6})}; }, [](const Tensors& x) { const double infinity = std::numeric_limits<double>::infinity(); return Tensors{torch::pdist(x[0]), torch::pdist(x[0], 1), torch::pdist(x[0], 3), torch::pdist(x[0], infinity)}; }},
-      {"put", [] { return Tensors{values({4, 6}), values({2, 3}) + 2}; }, [](const Tensors& x) { const Tensor index = torch::tensor({{2, 9, 20}, {2, 23, 0}}); const Tensor others = torch::tensor({{2, 9, 20}, {5, 23, 0}}); return Tensors{torch::put(x[0], index, x[1], true), torch::put(x[0], others, x[1]), x[0].clone().put_(index, x[1], true)}; }},
-      {"masked_scatter", [] { return Tensors{values({4, 6}), values({30}) + 2}; }, [](const Tensors& x) { return Tensors{torch::masked_scatter(x[0], x[0].gt(0.1), x[1]), x[0].clone().masked_scatter_(x[0].lt(0.1), x[1]), torch::masked_scatter(x[0], values({6}).gt(0), x[1])}; }},
+      {"put", [] { return Tensors{values({4, 6}), values({2, 3}) + 2}; }, [](const Tensors& x) { const Tensor index = torch::tensor({{2, 9, 20}, {2, 23, 0}}).to(x[0].device()); const Tensor others = torch::tensor({{2, 9, 20}, {5, 23, 0}}).to(x[0].device()); return Tensors{torch::put(x[0], index, x[1], true), torch::put(x[0], others, x[1]), x[0].clone().put_(index, x[1], true)}; }},
+      {"masked_scatter", [] { return Tensors{values({4, 6}), values({30}) + 2}; }, [](const Tensors& x) { return Tensors{torch::masked_scatter(x[0], x[0].gt(0.1), x[1]), x[0].clone().masked_scatter_(x[0].lt(0.1), x[1]), torch::masked_scatter(x[0], values({6}).to(x[0].device()).gt(0), x[1])}; }},
       {"ctc", [] { return Tensors{values({6, 5, 4}), indices({5, 2}, 3)}; }, [](const Tensors& x) { const Tensor scores = torch::log_softmax(x[0], 2); const Tensor targets = x[1] + 1; const std::vector<std::int64_t> lengths{6, 5, 6, 4, 6}; return Tensors{torch::ctc_loss(scores, targets, lengths, {1, 1, 1, 2, 2}), torch::ctc_loss(scores, targets, lengths, {2, 2, 2, 1, 0}, 0, at::Reduction::None), torch::ctc_loss(scores, targets.flatten().narrow(0, 0, 7), lengths, {2, 1, 1, 2, 1}, 0, at::Reduction::Sum)}; }},
       {"block_diag", [] { return Tensors{values({2, 3}), values({4, 2})}; }, [](const Tensors& x) { return Tensors{torch::block_diag({x[0], x[1]})}; }},
       {"bincount", [] { return Tensors{indices({10}, 7), values({10})}; }, [](const Tensors& x) { return Tensors{torch::bincount(x[0]).to(at::kDouble) * x[1].sum(), torch::bincount(x[0], x[1].detach(), 9), torch::bincount(x[0].narrow(0, 0, 0), {}, 3).to(at::kDouble)}; }},
-      {"segment_reduce", [] { return Tensors{values({6, 4, 3})}; }, [](const Tensors& x) { const Tensor lengths = torch::tensor({1, 3, 2}); const Tensor own = torch::tensor({1, 3, 2, 2, 2, 2, 0, 4, 0, 4, 4, 0}).view({6, 2}); return Tensors{torch::segment_reduce(x[0], "sum", lengths), torch::segment_reduce(x[0], "max", lengths), torch::segment_reduce(x[0], "mean", {}, {}, torch::tensor({0, 1, 4, 6})), torch::segment_reduce(x[0], "sum", own, {}, {}, 1)}; }},
+      {"segment_reduce", [] { return Tensors{values({6, 4, 3})}; }, [](const Tensors& x) { const Tensor lengths = torch::tensor({1, 3, 2}).to(x[0].device()); const Tensor own = torch::tensor({1, 3, 2, 2, 2, 2, 0, 4, 0, 4, 4, 0}).view({6, 2}).to(x[0].device()); return Tensors{torch::segment_reduce(x[0], "sum", lengths), torch::segment_reduce(x[0], "max", lengths), torch::segment_reduce(x[0], "mean", {}, {}, torch::tensor({0, 1, 4, 6}).to(x[0].device())), torch::segment_reduce(x[0], "sum", own, {}, {}, 1)}; }},
       {"pad_circular", [] { return Tensors{values({4, 3, 5, 6})}; }, [](const Tensors& x) { return Tensors{torch::pad(x[0], {1, 2, 3, 0}, "circular"), torch::pad(x[0], {-1, 2, 0, -3}, "circular")}; }},
       {"packed_sequence", [] { return Tensors{values({5, 4, 3})}; }, [](const Tensors& x) { const auto [data, sizes] = torch::_pack_padded_sequence(x[0], torch::tensor({5, 3, 3, 1}), false); const auto [padded, lengths] = torch::_pad_packed_sequence(data * 2, sizes, true, 0.5, 6); return Tensors{data, padded, lengths.to(at::kDouble), std::get<0>(torch::_pack_padded_sequence(x[0], torch::tensor({4, 4, 2, 1, 1}), true))}; }},
       {"resize_to_equal_sizes", [] { return Tensors{values({4, 6}), values({4, 6})}; }, [](const Tensors& x) { return Tensors{x[0].detach().clone().resize_as_(x[1].detach()) + x[1], torch::resize_as(x[0].detach(), x[1].detach()) + x[0]}; }},
@@ -143,8 +143,8 @@ std::vector<std::vector<Placement>> combinations(const Tensors& inputs) {
 
 Tensor spread(const Tensor& value, const Placement& placement, const Mesh& mesh) {
   if (!placement.is_partial()) return distribute(value, mesh, {placement});
-  const Tensor share = mesh.rank() == 0 ? value - (mesh.size() - 1) : at::ones_like(value);
-  return from_local(share, mesh, {placement}, value.sizes());
+  Tensor share = mesh.rank() == 0 ? value - (mesh.size() - 1) : at::ones_like(value);
+  return from_local(share.to(mesh.device()), mesh, {placement}, value.sizes());
 }
 
 /// Gradients of a weighted sum of the outputs, so that no cotangent is all ones.
@@ -178,7 +178,7 @@ void expect_equal(const Tensors& expected, const Tensors& found, const std::stri
   for (std::size_t i = 0; i < expected.size(); ++i) {
     ASSERT_EQ(expected[i].defined(), found[i].defined()) << what << i;
     if (!expected[i].defined()) continue;
-    const Tensor value = full(found[i]);
+    const Tensor value = full(found[i]).to(expected[i].device());
     ASSERT_EQ(value.sizes(), expected[i].sizes()) << what << i;
     // 1e-12: sums of at most a few hundred terms of size about 1, in another order.
     ASSERT_TRUE(at::allclose(value, expected[i], 1e-12, 1e-12)) << what << i << " differs by "
@@ -186,12 +186,19 @@ void expect_equal(const Tensors& expected, const Tensors& found, const std::stri
   }
 }
 
-class EveryOperator : public testing::TestWithParam<std::tuple<std::size_t, int>> {};
+class EveryOperator : public testing::TestWithParam<std::tuple<std::size_t, int>> {
+ protected:
+  void SetUp() override {
+    if (!test::has_device_of_ranks()) GTEST_SKIP() << "no GPU here";
+  }
+};
 
 TEST_P(EveryOperator, EqualsPlainTensorsForEveryPlacement) {
   const auto& [index, ranks] = GetParam();
   const Case& test = cases()[index];
-  const Result expected = evaluate(test, test.inputs());
+  Tensors alone = test.inputs();
+  for (Tensor& input : alone) input = input.to(test::device_of_ranks());
+  const Result expected = evaluate(test, alone);
   test::on_mesh("dp=" + std::to_string(ranks), [&](const Mesh& mesh) {
     const Tensors plain = test.inputs();
     for (const auto& placements : combinations(plain)) {
@@ -444,6 +451,13 @@ TEST(CtcLoss, TakesLengthsThatAreMeshTensors) {
     const auto cut = [&](const Tensor& tensor, std::int64_t dim) { return distribute(tensor, mesh, {Shard(dim)}); };
     const Tensor found = torch::ctc_loss(cut(scores, 1), cut(targets, 0), cut(lengths, 0), cut(target_lengths, 0));
     EXPECT_TRUE(at::allclose(full(found), torch::ctc_loss(scores, targets, lengths, target_lengths), 1e-13, 1e-13));
+  });
+}
+
+TEST(DeviceOfAMeshTensor, RefusesToBecomeAnother) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor spread_values = distribute(values({4, 6}), mesh, {Shard(0)});
+    EXPECT_THROW((void)spread_values.to(c10::Device("cuda:7")), ShapeError);
   });
 }
 

@@ -14,10 +14,11 @@ namespace tessera::comm {
 ///   "thread"  ranks as threads, any number on one GPU, or on several that can read each other's memory
 ///
 /// The plug-in is looked for beside libtessera, then on the loader's path. Later calls return the same.
-/// Order    before the first CUDA tensor of the process
+/// Order    first in the program: LibTorch remembers it when it is asked about CUDA (by torch::manual_seed, say) and
+///          there is none yet
 /// Threads  any
 /// Throws   ConfigError when there is no GPU or no plug-in, when the loader refuses the plug-in (with its reason), or
-///          when it was built with another Tessera or LibTorch
+///          when it was built with another Tessera or LibTorch, or comes too late
 [[nodiscard]] std::map<std::string, BackendMaker> load_cuda_makers();
 
 }  // namespace tessera::comm
