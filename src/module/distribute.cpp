@@ -85,7 +85,7 @@ void reduce_gradients(torch::nn::Module& module) {
     if (own == nullptr || !parameter->grad().defined() || !is_mesh_tensor(parameter->grad())) continue;
     if (reducer != nullptr && reducer != own) reducer->finish();
     reducer = own;
-    reducer->reduce(parameter->grad(), module::gradient_target(*parameter));
+    module::reduce_gradient_of(*parameter);
   }
   if (reducer != nullptr) reducer->finish();
 }
