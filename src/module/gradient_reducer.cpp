@@ -175,7 +175,7 @@ void GradientReducer::on_gradient(const at::Tensor& parameter, const Placements&
                                   const WhenComplete& when_complete) {
   if (!synchronising_) return;
   reduce(parameter, target, when_complete);
-  if (!bucket_.empty() || !reducing_.empty() || !scattering_.empty()) flush_when_backward_ends();
+  flush_when_backward_ends();
 }
 
 void GradientReducer::reduce(const at::Tensor& parameter, const Placements& target,
@@ -238,6 +238,7 @@ void GradientReducer::finish() {
   finish_bucket();
   finish_scatters(0);
   first_bucket_sent_ = false;
+  if (ahead_ != nullptr) ahead_->end_step();
 }
 
 void GradientReducer::finish_scatters(std::int64_t allowed_bytes) {

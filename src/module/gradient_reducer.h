@@ -7,8 +7,10 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "tensor/gather_ahead.h"
 #include "tessera/module/distribute.h"
 
 namespace tessera::module {
@@ -26,7 +28,9 @@ using WhenComplete = std::function<void(const at::Tensor& parameter)>;
 /// and by whom is known from its placements alone.
 class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
  public:
-  explicit GradientReducer(const DistributeOptions& options) : options_(options) {}
+  /// `ahead`, if given, is told when backward ends.
+  explicit GradientReducer(const DistributeOptions& options, std::shared_ptr<tensor::GatherAhead> ahead = nullptr)
+      : options_(options), ahead_(std::move(ahead)) {}
 
   /// Called by the hook of each parameter after its gradient was accumulated; `target` is where it should lie.
   void on_gradient(const at::Tensor& parameter, const Placements& target, const WhenComplete& when_complete);
@@ -62,6 +66,7 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
   void finish_bucket();
 
   DistributeOptions options_;
+  std::shared_ptr<tensor::GatherAhead> ahead_;
   std::vector<Awaited> bucket_;
   std::int64_t bucket_bytes_ = 0;
   /// Of the bucket under way, gradients that somebody waits for.

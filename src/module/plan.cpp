@@ -142,9 +142,16 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
       plan.zero(static_cast<int>(std::clamp<std::int64_t>(*stage, -1, 4)));
       continue;
     }
+    if (key.str() == "prefetch_bytes") {
+      const auto bytes = node.value<std::int64_t>();
+      check<ConfigError>(bytes.has_value(), "{}:{}: prefetch_bytes must be a number of bytes; allowed: 0 and above",
+                         origin, node.source().begin.line);
+      plan.prefetch_bytes(*bytes);
+      continue;
+    }
     check<ConfigError>(key.str() == "parameters" && node.is_array_of_tables(),
-                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, stages, stage_order, [[parameters]] "
-                       "tables with match and axes",
+                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, prefetch_bytes, stages, stage_order, "
+                       "[[parameters]] tables with match and axes",
                        origin, node.source().begin.line, key.str());
     for (const toml::node& item : *node.as_array()) plan.entries_.push_back(parse_entry(*item.as_table(), origin));
   }
@@ -155,6 +162,7 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
 
 std::string Plan::to_toml() const {
   std::string text = zero_ == 0 ? "" : fmt::format("zero = {}\n\n", zero_);
+  if (prefetch_bytes_ != 0) text += fmt::format("prefetch_bytes = {}\n\n", prefetch_bytes_);
   for (std::size_t k = 0; k < stages_.size(); ++k) {
     text += fmt::format("{}[\"{}\"]{}", k == 0 ? "stages = [" : "  ", fmt::join(stages_[k], "\", \""),
                         k + 1 < stages_.size() ? ",\n" : "]\n");
@@ -238,6 +246,13 @@ Plan& Plan::zero(int stage) {
                      "3 parameters too",
                      stage);
   zero_ = stage;
+  return *this;
+}
+
+Plan& Plan::prefetch_bytes(std::int64_t bytes) {
+  check<ConfigError>(bytes >= 0, "prefetch_bytes = {} is out of range; allowed: 0 nothing is gathered ahead, and above",
+                     bytes);
+  prefetch_bytes_ = bytes;
   return *this;
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "tensor/decision_cache.h"
+#include "tensor/gather_ahead.h"
 #include "tensor/mesh_storage.h"
 #include "tensor/redistribute.h"
 #include "tessera/base/error.h"
@@ -56,6 +57,7 @@ void ShardUpdate::finish() {
     const at::Tensor value =
         moved ? tensor::redistribute_local(opened, tensor.sizes(), placements_, placements(tensor), *mesh_) : opened;
     if (!value.is_same(home)) home.copy_(value);
+    if (is_mesh_tensor(tensor)) tensor::forget_gathered(tensor);
     tensor.unsafeGetTensorImpl()->bump_version();
   }
   written_.clear();

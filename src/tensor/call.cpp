@@ -205,9 +205,9 @@ at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) con
   if (is_mesh(slot.tensor)) {
     MeshStorage& storage = storage_of(slot.tensor);
     if (storage.placements() == target) return storage.local();
-    return keeps_memory(slot) ? redistribute_local(storage.local(), slot.tensor.sizes(), storage.placements(), target,
-                                                   *mesh_)
-                              : read_as(slot.tensor, target);
+    return keeps_memory(slot)
+               ? redistribute_local(storage.local(), slot.tensor.sizes(), storage.placements(), target, *mesh_)
+               : read_for_use(slot.tensor, target);
   }
   if (target.all_replicate()) return slot.tensor;
   return redistribute_local(slot.tensor, slot.tensor.sizes(), Placements::replicated(mesh_->num_axes()), target,

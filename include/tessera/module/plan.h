@@ -37,6 +37,7 @@ struct ParameterLayout {
 /// As a file (TOML):
 ///
 ///   zero = 3                    # optional: see zero()
+///   prefetch_bytes = 8388608    # optional: see prefetch_bytes()
 ///   stages = [["embed", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
 ///
 ///   [[parameters]]
@@ -71,6 +72,15 @@ class Plan {
   /// Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.
   Plan& zero(int stage);
   [[nodiscard]] int zero() const noexcept { return zero_; }
+
+  /// Parameters that are gathered at use (stage 3) are gathered ahead of it, in the order in which the step before used
+  /// them, up to so many bytes of values that are not used yet. 0: when they are used. A step that goes another way is
+  /// right too, and its order is the next one's. Pays where a transport moves data on its own while ranks compute, on
+  /// GPUs say; between ranks that share the cores of one machine it costs a little.
+  /// Memory   up to `bytes` more per rank
+  /// Throws   ConfigError if negative
+  Plan& prefetch_bytes(std::int64_t bytes);
+  [[nodiscard]] std::int64_t prefetch_bytes() const noexcept { return prefetch_bytes_; }
 
   /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named,
   /// and the first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on
@@ -108,6 +118,7 @@ class Plan {
 
   std::vector<Entry> entries_;
   int zero_ = 0;
+  std::int64_t prefetch_bytes_ = 0;
   std::vector<std::vector<std::string>> stages_;
   StageOrder stage_order_ = StageOrder::kLoop;
 };
