@@ -51,7 +51,7 @@ void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, c
   const module::StagePlan stages(module, mesh, plan);
   Shared shared;
   if (plan.prefetch_bytes() > 0) shared.ahead = std::make_shared<tensor::GatherAhead>(plan.prefetch_bytes());
-  shared.reducer = std::make_shared<module::GradientReducer>(options, shared.ahead);
+  shared.reducer = std::make_shared<module::GradientReducer>(options, plan.reduce_dtype(), shared.ahead);
   // Tied parameters are one tensor under several names; what tessera::build made is on the mesh already.
   std::set<const at::TensorImpl*> seen;
   for (const auto& item : parameters) {

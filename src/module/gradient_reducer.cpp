@@ -51,11 +51,10 @@ std::vector<Batch> group(const std::vector<at::Tensor>& gradients) {
       storage.replace(storage.local(), without_partial(storage.placements()));
       continue;
     }
-    const auto fits = [&](const Batch& batch) {
-      return batch.axes == axes && batch.dtype == gradient.scalar_type();
-    };
+    const at::ScalarType dtype = storage.local_unfinished().scalar_type();
+    const auto fits = [&](const Batch& batch) { return batch.axes == axes && batch.dtype == dtype; };
     auto found = std::find_if(batches.begin(), batches.end(), fits);
-    if (found == batches.end()) found = batches.insert(batches.end(), Batch{axes, gradient.scalar_type(), {}});
+    if (found == batches.end()) found = batches.insert(batches.end(), Batch{axes, dtype, {}});
     found->gradients.push_back(gradient);
   }
   return batches;
@@ -65,6 +64,13 @@ std::vector<Batch> group(const std::vector<at::Tensor>& gradients) {
 at::Tensor reducible(const at::Tensor& local) {
   const bool exclusive = local.storage().use_count() == 1;
   return local.is_non_overlapping_and_dense() ? (exclusive ? local : local.clone()) : local.contiguous();
+}
+
+/// Once nothing is left to add up, the shard has the dtype that the gradient shows.
+void restore_dtype(tensor::MeshStorage& storage, at::ScalarType dtype) {
+  const at::Tensor& local = storage.local_unfinished();
+  if (local.scalar_type() == dtype || partial_axes(storage.placements()) != 0) return;
+  storage.replace(local.to(dtype), storage.placements());
 }
 
 void start(const Batch& batch) {
@@ -80,7 +86,10 @@ void start(const Batch& batch) {
   for (std::size_t i = 0; i < batch.gradients.size(); ++i) {
     tensor::MeshStorage& storage = tensor::storage_of(batch.gradients[i]);
     storage.replace(std::move(locals[i]), without_partial(storage.placements()));
-    storage.set_completion([pending] { pending->wait(); });
+    storage.set_completion([pending, dtype = batch.gradients[i].scalar_type(), &storage] {
+      pending->wait();
+      restore_dtype(storage, dtype);
+    });
   }
 }
 
@@ -115,10 +124,11 @@ void start_scatter(const at::Tensor& gradient, int axis, const Placement& target
   const auto pending = std::make_shared<comm::Pending>(group.post_reduce_scatter(rows, received));
   const at::Tensor mine = tensor::from_scattered_rows(received, target.dim, size, group.size(), group.rank());
   storage.replace(mine, placements);
-  storage.set_completion([pending, rows, mine, placements, &storage] {
+  storage.set_completion([pending, rows, mine, placements, dtype = gradient.scalar_type(), &storage] {
     pending->wait();
     // The strides that the tensor shows are those of dense memory.
     storage.replace(mine.contiguous(), placements);
+    restore_dtype(storage, dtype);
   });
 }
 
@@ -157,7 +167,7 @@ Hook* hook_of(const at::Tensor& parameter) { return dynamic_cast<Hook*>(any_hook
 /// differ.
 std::int64_t bytes_per_rank(const at::Tensor& gradient) {
   const tensor::MeshStorage& storage = tensor::storage_of(gradient);
-  std::int64_t bytes = gradient.numel() * static_cast<std::int64_t>(gradient.element_size());
+  std::int64_t bytes = gradient.numel() * static_cast<std::int64_t>(storage.local_unfinished().element_size());
   for (int axis = 0; axis < storage.placements().size(); ++axis) {
     if (storage.placements()[axis].is_shard()) bytes /= storage.mesh().axis_size(axis);
   }
@@ -186,6 +196,7 @@ void GradientReducer::reduce(const at::Tensor& parameter, const Placements& targ
     return;
   }
   bring_to_stages(gradient, target);
+  convert(gradient);
   const bool is_scattered = scatter(parameter, gradient, target);
   if (partial_axes(tensor::storage_of(gradient).placements()) != 0) {
     collect({parameter, gradient, bytes_per_rank(gradient), when_complete});
@@ -195,6 +206,12 @@ void GradientReducer::reduce(const at::Tensor& parameter, const Placements& targ
     when_complete(parameter);
   }
   finish_scatters(options_.first_bucket_bytes);
+}
+
+void GradientReducer::convert(const at::Tensor& gradient) const {
+  tensor::MeshStorage& storage = tensor::storage_of(gradient);
+  const bool is_summed = partial_axes(storage.placements()) != 0 && gradient.is_floating_point() && is_here(gradient);
+  if (dtype_ && is_summed) storage.replace(storage.local().to(*dtype_), storage.placements());
 }
 
 void GradientReducer::collect(Awaited awaited) {

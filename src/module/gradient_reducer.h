@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -28,9 +29,10 @@ using WhenComplete = std::function<void(const at::Tensor& parameter)>;
 /// and by whom is known from its placements alone.
 class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
  public:
-  /// `ahead`, if given, is told when backward ends.
-  explicit GradientReducer(const DistributeOptions& options, std::shared_ptr<tensor::GatherAhead> ahead = nullptr)
-      : options_(options), ahead_(std::move(ahead)) {}
+  /// `dtype`: in which gradients are added up, if it is not their own. `ahead`, if given, is told when backward ends.
+  explicit GradientReducer(const DistributeOptions& options, std::optional<at::ScalarType> dtype = std::nullopt,
+                           std::shared_ptr<tensor::GatherAhead> ahead = nullptr)
+      : options_(options), dtype_(dtype), ahead_(std::move(ahead)) {}
 
   /// Called by the hook of each parameter after its gradient was accumulated; `target` is where it should lie.
   void on_gradient(const at::Tensor& parameter, const Placements& target, const WhenComplete& when_complete);
@@ -58,6 +60,7 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
     void finish() const;
   };
 
+  void convert(const at::Tensor& gradient) const;
   void flush_when_backward_ends();
   /// True if a reduce-scatter was started.
   [[nodiscard]] bool scatter(const at::Tensor& parameter, const at::Tensor& gradient, const Placements& target);
@@ -66,6 +69,7 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
   void finish_bucket();
 
   DistributeOptions options_;
+  std::optional<at::ScalarType> dtype_;
   std::shared_ptr<tensor::GatherAhead> ahead_;
   std::vector<Awaited> bucket_;
   std::int64_t bucket_bytes_ = 0;

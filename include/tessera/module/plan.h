@@ -2,8 +2,11 @@
 // A plan: which parameter lies how on which mesh axis. The only place where parallel configuration lives.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,6 +41,7 @@ struct ParameterLayout {
 ///
 ///   zero = 3                    # optional: see zero()
 ///   prefetch_bytes = 8388608    # optional: see prefetch_bytes()
+///   reduce_dtype = "float32"    # optional: see reduce_dtype()
 ///   stages = [["embed", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
 ///
 ///   [[parameters]]
@@ -82,6 +86,15 @@ class Plan {
   Plan& prefetch_bytes(std::int64_t bytes);
   [[nodiscard]] std::int64_t prefetch_bytes() const noexcept { return prefetch_bytes_; }
 
+  /// Gradients of another floating dtype become `dtype` before backward adds them up over ranks, and their own again
+  /// once every sum is done: float32 for bf16 parameters, so that what several sums (dp_shard, dp_replicate) or a
+  /// transport's many additions round away stays; bfloat16 for fp32 parameters halves what is sent. Default: each
+  /// gradient's own. Under autocast gradients of fp32 parameters are fp32 already. In the file: float64, float32,
+  /// bfloat16 or float16. Memory   a gradient under way has the size of `dtype` Throws   ConfigError for a dtype that
+  /// is none of these
+  Plan& reduce_dtype(c10::ScalarType dtype);
+  [[nodiscard]] const std::optional<c10::ScalarType>& reduce_dtype() const noexcept { return reduce_dtype_; }
+
   /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named,
   /// and the first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on
   /// a mesh without pp. In the file: stages = [["embed", "block0-1"], ["block2-3", "head"]].
@@ -119,6 +132,7 @@ class Plan {
   std::vector<Entry> entries_;
   int zero_ = 0;
   std::int64_t prefetch_bytes_ = 0;
+  std::optional<c10::ScalarType> reduce_dtype_;
   std::vector<std::vector<std::string>> stages_;
   StageOrder stage_order_ = StageOrder::kLoop;
 };
