@@ -5,6 +5,7 @@
 #include "tessera/base/error.h"
 #include "tessera/launch/launch.h"
 #include "tessera/mesh/mesh.h"
+#include "tessera/module/apply_in_backward.h"
 #include "tessera/module/autocast.h"
 #include "tessera/module/build.h"
 #include "tessera/module/check_finite.h"

@@ -159,6 +159,15 @@ struct Communicator::State {
     });
   }
 
+  [[nodiscard]] c10::intrusive_ptr<c10d::Work> start_all_gather(const at::Tensor& tensor, const at::Tensor& output,
+                                                                bool async) const {
+    at::Tensor input = as_bytes(tensor.contiguous());
+    at::Tensor target = as_bytes(output);
+    c10d::AllgatherOptions options;
+    options.asyncOp = async;
+    return backend->_allgather_base(target, input, options);
+  }
+
   [[nodiscard]] c10::intrusive_ptr<c10d::Work> start_reduce_scatter(const at::Tensor& tensor, const at::Tensor& output,
                                                                     ReduceOp op, bool async) const {
     at::Tensor input = as_bytes(tensor.contiguous());
@@ -249,12 +258,24 @@ at::Tensor Communicator::all_gather(const at::Tensor& tensor) const {
   at::Tensor output = empty_with_rows(rows, rows.size(0) * size_);
   state_->count(nbytes(output));
   if (state_->skips(nbytes(output))) return output;
-  at::Tensor input = as_bytes(rows.contiguous());
-  at::Tensor target = as_bytes(output);
-  c10d::AllgatherOptions options;
-  options.asyncOp = false;
-  state_->run("all_gather", [&] { return state_->backend->_allgather_base(target, input, options); });
+  state_->run("all_gather", [&] { return state_->start_all_gather(rows, output, /*async=*/false); });
   return output;
+}
+
+Pending Communicator::post_all_gather(const at::Tensor& tensor, at::Tensor& output) const {
+  check<ShapeError>(output.is_contiguous() && output.numel() == tensor.numel() * size_,
+                    "post_all_gather on group {} (rank {} of {}): the output has {} elements, contiguous: {}; it must "
+                    "be contiguous and have {}",
+                    state_->name, rank_, size_, output.numel(), output.is_contiguous(), tensor.numel() * size_);
+  if (size_ == 1) {
+    output.copy_(tensor.view(output.sizes()));
+    return {};
+  }
+  state_->count(nbytes(output));
+  if (state_->skips(nbytes(output))) return {};
+  return Pending(
+      state_->guarded("all_gather", [&] { return state_->start_all_gather(tensor, output, /*async=*/true); }),
+      state_->traffic);
 }
 
 at::Tensor Communicator::reduce_scatter(const at::Tensor& tensor, ReduceOp op) const {

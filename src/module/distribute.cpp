@@ -20,20 +20,27 @@ void place(const std::string& name, at::Tensor& tensor, const Mesh& mesh, const 
   }
 }
 
+/// What all parameters of a module share.
+struct Shared {
+  std::shared_ptr<tensor::GatherAhead> ahead;
+  std::shared_ptr<module::GradientReducer> reducer;
+};
+
 void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& mesh, const Plan& plan,
-                     const module::StagePlan& stages, const std::shared_ptr<module::GradientReducer>& reducer) {
+                     const module::StagePlan& stages, const Shared& shared) {
   ParameterLayout layout = plan.layout_of(name, parameter.dim(), mesh);
   for (Placements* placements : {&layout.value, &layout.gradient, &layout.state}) stages.apply(parameter, *placements);
   if (!is_mesh_tensor(parameter)) place(name, parameter, mesh, layout.value);
   tensor::MeshStorage& storage = tensor::storage_of(parameter);
   storage.gathered_at_use = layout.gathered_at_use;
+  if (layout.gathered_at_use != 0) storage.gather_ahead = shared.ahead;
   storage.stage.pinned = stages.of(parameter);
   if (layout.planned_outputs != 0) {
     using OutputPlan = tensor::MeshStorage::OutputPlan;
     storage.output_plan = std::make_shared<const OutputPlan>(OutputPlan{layout.planned_outputs, layout.output});
   }
   if (!(layout.state == layout.value)) storage.state_placements = std::make_shared<const Placements>(layout.state);
-  if (parameter.requires_grad()) module::attach(parameter, reducer, layout.gradient);
+  if (parameter.requires_grad()) module::attach(parameter, shared.reducer, layout.gradient);
 }
 
 }  // namespace
@@ -42,12 +49,14 @@ void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, c
   const auto parameters = module.named_parameters();
   plan.check_matches(parameters.keys());
   const module::StagePlan stages(module, mesh, plan);
-  const auto reducer = std::make_shared<module::GradientReducer>(options);
+  Shared shared;
+  if (plan.prefetch_bytes() > 0) shared.ahead = std::make_shared<tensor::GatherAhead>(plan.prefetch_bytes());
+  shared.reducer = std::make_shared<module::GradientReducer>(options, plan.reduce_dtype(), shared.ahead);
   // Tied parameters are one tensor under several names; what tessera::build made is on the mesh already.
   std::set<const at::TensorImpl*> seen;
   for (const auto& item : parameters) {
     if (!item.value().defined() || !seen.insert(item.value().unsafeGetTensorImpl()).second) continue;
-    place_parameter(item.key(), item.value(), mesh, plan, stages, reducer);
+    place_parameter(item.key(), item.value(), mesh, plan, stages, shared);
   }
   for (auto& item : module.named_buffers()) {
     if (!item.value().defined()) continue;
@@ -85,7 +94,7 @@ void reduce_gradients(torch::nn::Module& module) {
     if (own == nullptr || !parameter->grad().defined() || !is_mesh_tensor(parameter->grad())) continue;
     if (reducer != nullptr && reducer != own) reducer->finish();
     reducer = own;
-    reducer->reduce(parameter->grad(), module::gradient_target(*parameter));
+    module::reduce_gradient_of(*parameter);
   }
   if (reducer != nullptr) reducer->finish();
 }

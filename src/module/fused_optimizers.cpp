@@ -37,6 +37,13 @@ bool takes(const Batch& batch, const at::Tensor& value) {
   return sample.scalar_type() == value.scalar_type() && sample.device() == value.device();
 }
 
+/// Parameters that lie differently from their state come home together.
+void finish(std::vector<module::ShardUpdate> updates) {
+  module::CoalescedGather gathers;
+  for (module::ShardUpdate& update : updates) update.finish(gathers);
+  gathers.flush();
+}
+
 at::Tensor zeros_for(const at::Tensor& parameter) { return at::zeros_like(parameter, at::MemoryFormat::Preserve); }
 
 /// Parameters of one group on their way into as few calls as possible.
@@ -67,7 +74,7 @@ class AdamStep {
                         batch.steps, options_.lr(), beta1, beta2, options_.weight_decay(), options_.eps(),
                         options_.amsgrad(), /*maximize=*/false);
     }
-    for (module::ShardUpdate& update : std::exchange(updates_, {})) update.finish();
+    finish(std::exchange(updates_, {}));
   }
 
  private:
@@ -122,7 +129,7 @@ class SgdStep {
       at::_fused_sgd_(batch.values, batch.gradients, batch.buffers, options_.weight_decay(), options_.momentum(),
                       options_.lr(), options_.dampening(), options_.nesterov(), /*maximize=*/false, batch.first_step);
     }
-    for (module::ShardUpdate& update : std::exchange(updates_, {})) update.finish();
+    finish(std::exchange(updates_, {}));
   }
 
  private:

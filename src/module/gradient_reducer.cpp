@@ -12,6 +12,7 @@
 #include "tensor/decision_cache.h"
 #include "tensor/mesh_storage.h"
 #include "tensor/redistribute.h"
+#include "tessera/base/error.h"
 #include "tessera/tensor/stages.h"
 
 namespace tessera::module {
@@ -50,11 +51,10 @@ std::vector<Batch> group(const std::vector<at::Tensor>& gradients) {
       storage.replace(storage.local(), without_partial(storage.placements()));
       continue;
     }
-    const auto fits = [&](const Batch& batch) {
-      return batch.axes == axes && batch.dtype == gradient.scalar_type();
-    };
+    const at::ScalarType dtype = storage.local_unfinished().scalar_type();
+    const auto fits = [&](const Batch& batch) { return batch.axes == axes && batch.dtype == dtype; };
     auto found = std::find_if(batches.begin(), batches.end(), fits);
-    if (found == batches.end()) found = batches.insert(batches.end(), Batch{axes, gradient.scalar_type(), {}});
+    if (found == batches.end()) found = batches.insert(batches.end(), Batch{axes, dtype, {}});
     found->gradients.push_back(gradient);
   }
   return batches;
@@ -64,6 +64,13 @@ std::vector<Batch> group(const std::vector<at::Tensor>& gradients) {
 at::Tensor reducible(const at::Tensor& local) {
   const bool exclusive = local.storage().use_count() == 1;
   return local.is_non_overlapping_and_dense() ? (exclusive ? local : local.clone()) : local.contiguous();
+}
+
+/// Once nothing is left to add up, the shard has the dtype that the gradient shows.
+void restore_dtype(tensor::MeshStorage& storage, at::ScalarType dtype) {
+  const at::Tensor& local = storage.local_unfinished();
+  if (local.scalar_type() == dtype || partial_axes(storage.placements()) != 0) return;
+  storage.replace(local.to(dtype), storage.placements());
 }
 
 void start(const Batch& batch) {
@@ -79,7 +86,10 @@ void start(const Batch& batch) {
   for (std::size_t i = 0; i < batch.gradients.size(); ++i) {
     tensor::MeshStorage& storage = tensor::storage_of(batch.gradients[i]);
     storage.replace(std::move(locals[i]), without_partial(storage.placements()));
-    storage.set_completion([pending] { pending->wait(); });
+    storage.set_completion([pending, dtype = batch.gradients[i].scalar_type(), &storage] {
+      pending->wait();
+      restore_dtype(storage, dtype);
+    });
   }
 }
 
@@ -114,10 +124,11 @@ void start_scatter(const at::Tensor& gradient, int axis, const Placement& target
   const auto pending = std::make_shared<comm::Pending>(group.post_reduce_scatter(rows, received));
   const at::Tensor mine = tensor::from_scattered_rows(received, target.dim, size, group.size(), group.rank());
   storage.replace(mine, placements);
-  storage.set_completion([pending, rows, mine, placements, &storage] {
+  storage.set_completion([pending, rows, mine, placements, dtype = gradient.scalar_type(), &storage] {
     pending->wait();
     // The strides that the tensor shows are those of dense memory.
     storage.replace(mine.contiguous(), placements);
+    restore_dtype(storage, dtype);
   });
 }
 
@@ -132,78 +143,132 @@ class Hook final : public torch::autograd::PostAccumulateGradHook {
   Hook(std::shared_ptr<GradientReducer> reducer, const Placements& target)
       : reducer_(std::move(reducer)), target_(target) {}
   void operator()(const torch::autograd::Variable& parameter) override {
-    reducer_->on_gradient(parameter.grad(), target_);
+    reducer_->on_gradient(parameter, target_, when_complete);
   }
+  void reduce(const at::Tensor& parameter) const { reducer_->reduce(parameter, target_, when_complete); }
   [[nodiscard]] const std::shared_ptr<GradientReducer>& reducer() const noexcept { return reducer_; }
-  [[nodiscard]] const Placements& target() const noexcept { return target_; }
+
+  WhenComplete when_complete;
 
  private:
   std::shared_ptr<GradientReducer> reducer_;
   Placements target_;
 };
 
-const Hook* hook_of(const at::Tensor& parameter) {
+torch::autograd::PostAccumulateGradHook* any_hook_of(const at::Tensor& parameter) {
   const auto* meta = torch::autograd::impl::get_autograd_meta(parameter);
-  if (meta == nullptr || meta->post_acc_grad_hooks_ == nullptr) return nullptr;
-  return dynamic_cast<const Hook*>(meta->post_acc_grad_hooks_.get());
+  return meta == nullptr ? nullptr : meta->post_acc_grad_hooks_.get();
+}
+
+/// The hook that attach() gave to `parameter`; null if it has none.
+Hook* hook_of(const at::Tensor& parameter) { return dynamic_cast<Hook*>(any_hook_of(parameter)); }
+
+/// Bytes of a gradient on a rank, alike on all ranks though shards may be uneven: what is waited for when must not
+/// differ.
+std::int64_t bytes_per_rank(const at::Tensor& gradient) {
+  const tensor::MeshStorage& storage = tensor::storage_of(gradient);
+  std::int64_t bytes = gradient.numel() * static_cast<std::int64_t>(storage.local_unfinished().element_size());
+  for (int axis = 0; axis < storage.placements().size(); ++axis) {
+    if (storage.placements()[axis].is_shard()) bytes /= storage.mesh().axis_size(axis);
+  }
+  return bytes;
 }
 
 }  // namespace
 
-void GradientReducer::on_gradient(const at::Tensor& gradient, const Placements& target) {
-  if (!synchronising_ || !tensor::is_mesh(gradient)) return;
-  reduce(gradient, target);
+void GradientReducer::Awaited::finish() const {
+  (void)tensor::storage_of(gradient).local();
+  if (when_complete) when_complete(parameter);
+}
+
+void GradientReducer::on_gradient(const at::Tensor& parameter, const Placements& target,
+                                  const WhenComplete& when_complete) {
+  if (!synchronising_) return;
+  reduce(parameter, target, when_complete);
   flush_when_backward_ends();
 }
 
-void GradientReducer::reduce(const at::Tensor& gradient, const Placements& target) {
+void GradientReducer::reduce(const at::Tensor& parameter, const Placements& target,
+                             const WhenComplete& when_complete) {
+  const at::Tensor gradient = parameter.grad();
+  if (!tensor::is_mesh(gradient)) {
+    if (when_complete) when_complete(parameter);
+    return;
+  }
   bring_to_stages(gradient, target);
-  scatter(gradient, target);
-  tensor::MeshStorage& storage = tensor::storage_of(gradient);
-  if (partial_axes(storage.placements()) == 0) return;
-  bucket_.push_back(gradient);
-  bucket_bytes_ += static_cast<std::int64_t>(storage.local_unfinished().nbytes());
-  storage.set_reducer([self = weak_from_this()] {
-    if (const auto reducer = self.lock()) reducer->flush();
-  });
-  if (bucket_bytes_ >= (first_bucket_sent_ ? options_.bucket_bytes : options_.first_bucket_bytes)) flush();
-}
-
-void GradientReducer::flush() {
-  const std::vector<at::Tensor> gradients = std::exchange(bucket_, {});
-  bucket_bytes_ = 0;
-  first_bucket_sent_ = true;
-  for (const at::Tensor& gradient : gradients) tensor::storage_of(gradient).set_reducer(nullptr);
-  for (const Batch& batch : group(gradients)) start(batch);
-}
-
-void GradientReducer::scatter(const at::Tensor& gradient, const Placements& target) {
-  for (int axis = target.size() - 1; axis >= 0; --axis) {
-    tensor::MeshStorage& storage = tensor::storage_of(gradient);
-    const Placement now = storage.placements()[axis];
-    if (!target[axis].is_shard()) continue;
-    if (now.is_replicate()) keep_own_part(gradient, axis, target[axis]);
-    if (now != Partial()) continue;
-    const auto whole_bytes = static_cast<std::int64_t>(storage.local().nbytes());
-    start_scatter(gradient, axis, target[axis]);
-    scattering_.emplace_back(gradient, whole_bytes);
-    scattering_bytes_ += whole_bytes;
+  convert(gradient);
+  const bool is_scattered = scatter(parameter, gradient, target);
+  if (partial_axes(tensor::storage_of(gradient).placements()) != 0) {
+    collect({parameter, gradient, bytes_per_rank(gradient), when_complete});
+  } else if (is_scattered) {
+    scattering_.back().when_complete = when_complete;
+  } else if (when_complete) {
+    when_complete(parameter);
   }
   finish_scatters(options_.first_bucket_bytes);
 }
 
+void GradientReducer::convert(const at::Tensor& gradient) const {
+  tensor::MeshStorage& storage = tensor::storage_of(gradient);
+  const bool is_summed = partial_axes(storage.placements()) != 0 && gradient.is_floating_point() && is_here(gradient);
+  if (dtype_ && is_summed) storage.replace(storage.local().to(*dtype_), storage.placements());
+}
+
+void GradientReducer::collect(Awaited awaited) {
+  tensor::storage_of(awaited.gradient).set_reducer([self = weak_from_this()] {
+    if (const auto reducer = self.lock()) reducer->flush();
+  });
+  bucket_bytes_ += awaited.bytes;
+  bucket_.push_back(std::move(awaited));
+  if (bucket_bytes_ >= (first_bucket_sent_ ? options_.bucket_bytes : options_.first_bucket_bytes)) flush();
+}
+
+void GradientReducer::flush() {
+  std::vector<Awaited> bucket = std::exchange(bucket_, {});
+  bucket_bytes_ = 0;
+  first_bucket_sent_ = true;
+  std::vector<at::Tensor> gradients;
+  for (const Awaited& awaited : bucket) gradients.push_back(awaited.gradient);
+  for (const at::Tensor& gradient : gradients) tensor::storage_of(gradient).set_reducer(nullptr);
+  for (const Batch& batch : group(gradients)) start(batch);
+  std::erase_if(bucket, [](const Awaited& awaited) { return !awaited.when_complete; });
+  finish_bucket();
+  reducing_ = std::move(bucket);
+}
+
+bool GradientReducer::scatter(const at::Tensor& parameter, const at::Tensor& gradient, const Placements& target) {
+  const std::size_t before = scattering_.size();
+  for (int axis = target.size() - 1; axis >= 0; --axis) {
+    const Placement now = tensor::storage_of(gradient).placements()[axis];
+    if (!target[axis].is_shard()) continue;
+    if (now.is_replicate()) keep_own_part(gradient, axis, target[axis]);
+    if (now != Partial()) continue;
+    scattering_.push_back({parameter, gradient, bytes_per_rank(gradient), nullptr});
+    scattering_bytes_ += scattering_.back().bytes;
+    start_scatter(gradient, axis, target[axis]);
+  }
+  return scattering_.size() > before;
+}
+
 void GradientReducer::finish() {
   flush();
+  finish_bucket();
   finish_scatters(0);
   first_bucket_sent_ = false;
+  if (ahead_ != nullptr) ahead_->end_step();
 }
 
 void GradientReducer::finish_scatters(std::int64_t allowed_bytes) {
   while (!scattering_.empty() && scattering_bytes_ > allowed_bytes) {
-    (void)tensor::storage_of(scattering_.front().first).local();
-    scattering_bytes_ -= scattering_.front().second;
+    const Awaited oldest = std::move(scattering_.front());
     scattering_.pop_front();
+    scattering_bytes_ -= oldest.bytes;
+    oldest.finish();
   }
+}
+
+void GradientReducer::finish_bucket() {
+  for (const Awaited& awaited : std::exchange(reducing_, {})) awaited.finish();
 }
 
 void GradientReducer::flush_when_backward_ends() {
@@ -227,10 +292,21 @@ std::shared_ptr<GradientReducer> reducer_of(const torch::nn::Module& module) {
   return nullptr;
 }
 
-const Placements& gradient_target(const at::Tensor& parameter) { return hook_of(parameter)->target(); }
+void reduce_gradient_of(const at::Tensor& parameter) { hook_of(parameter)->reduce(parameter); }
 
 void attach(const at::Tensor& parameter, std::shared_ptr<GradientReducer> reducer, const Placements& target) {
-  torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Hook>(std::move(reducer), target));
+  Hook* before = hook_of(parameter);
+  check<ConfigError>(before != nullptr || any_hook_of(parameter) == nullptr,
+                     "parameter [{}]: it has a hook after gradient accumulation already; allowed: none, since Tessera "
+                     "reduces gradients there; use register_hook instead",
+                     fmt::join(parameter.sizes(), ", "));
+  auto hook = std::make_unique<Hook>(std::move(reducer), target);
+  if (before != nullptr) hook->when_complete = std::move(before->when_complete);
+  torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::move(hook));
+}
+
+void set_when_complete(const at::Tensor& parameter, WhenComplete when_complete) {
+  if (Hook* hook = hook_of(parameter)) hook->when_complete = std::move(when_complete);
 }
 
 }  // namespace tessera::module

@@ -63,6 +63,27 @@ Plan::Entry parse_entry(const toml::table& table, const std::string& origin) {
   return entry;
 }
 
+constexpr std::array<std::pair<std::string_view, c10::ScalarType>, 4> kReduceDtypes{
+    {{"float64", c10::kDouble}, {"float32", c10::kFloat}, {"bfloat16", c10::kBFloat16}, {"float16", c10::kHalf}}};
+constexpr const char* kReduceDtypeWords = "float64, float32, bfloat16, float16";
+
+/// Empty if gradients cannot be reduced in it.
+std::string_view word_of(c10::ScalarType dtype) {
+  for (const auto& [word, known] : kReduceDtypes) {
+    if (known == dtype) return word;
+  }
+  return {};
+}
+
+c10::ScalarType parse_dtype(const toml::node& node, const std::string& origin) {
+  const auto text = node.value<std::string>().value_or("");
+  for (const auto& [word, dtype] : kReduceDtypes) {
+    if (text == word) return dtype;
+  }
+  throw ConfigError(fmt::format("{}:{}: reduce_dtype = \"{}\" is not known; allowed: {}, as a string", origin,
+                                node.source().begin.line, text, kReduceDtypeWords));
+}
+
 constexpr std::array<std::pair<std::string_view, StageOrder>, 2> kOrders{
     {{"loop", StageOrder::kLoop}, {"v", StageOrder::kV}}};
 
@@ -142,9 +163,20 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
       plan.zero(static_cast<int>(std::clamp<std::int64_t>(*stage, -1, 4)));
       continue;
     }
+    if (key.str() == "prefetch_bytes") {
+      const auto bytes = node.value<std::int64_t>();
+      check<ConfigError>(bytes.has_value(), "{}:{}: prefetch_bytes must be a number of bytes; allowed: 0 and above",
+                         origin, node.source().begin.line);
+      plan.prefetch_bytes(*bytes);
+      continue;
+    }
+    if (key.str() == "reduce_dtype") {
+      plan.reduce_dtype(parse_dtype(node, origin));
+      continue;
+    }
     check<ConfigError>(key.str() == "parameters" && node.is_array_of_tables(),
-                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, stages, stage_order, [[parameters]] "
-                       "tables with match and axes",
+                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, prefetch_bytes, reduce_dtype, stages, "
+                       "stage_order, [[parameters]] tables with match and axes",
                        origin, node.source().begin.line, key.str());
     for (const toml::node& item : *node.as_array()) plan.entries_.push_back(parse_entry(*item.as_table(), origin));
   }
@@ -155,6 +187,8 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
 
 std::string Plan::to_toml() const {
   std::string text = zero_ == 0 ? "" : fmt::format("zero = {}\n\n", zero_);
+  if (prefetch_bytes_ != 0) text += fmt::format("prefetch_bytes = {}\n\n", prefetch_bytes_);
+  if (reduce_dtype_) text += fmt::format("reduce_dtype = \"{}\"\n\n", word_of(*reduce_dtype_));
   for (std::size_t k = 0; k < stages_.size(); ++k) {
     text += fmt::format("{}[\"{}\"]{}", k == 0 ? "stages = [" : "  ", fmt::join(stages_[k], "\", \""),
                         k + 1 < stages_.size() ? ",\n" : "]\n");
@@ -238,6 +272,20 @@ Plan& Plan::zero(int stage) {
                      "3 parameters too",
                      stage);
   zero_ = stage;
+  return *this;
+}
+
+Plan& Plan::prefetch_bytes(std::int64_t bytes) {
+  check<ConfigError>(bytes >= 0, "prefetch_bytes = {} is out of range; allowed: 0 nothing is gathered ahead, and above",
+                     bytes);
+  prefetch_bytes_ = bytes;
+  return *this;
+}
+
+Plan& Plan::reduce_dtype(c10::ScalarType dtype) {
+  check<ConfigError>(!word_of(dtype).empty(), "reduce_dtype = {} is no dtype to reduce gradients in; allowed: {}",
+                     c10::toString(dtype), kReduceDtypeWords);
+  reduce_dtype_ = dtype;
   return *this;
 }
 

@@ -5,10 +5,12 @@
 #include <ATen/ops/empty_like.h>
 
 #include "tensor/decision_cache.h"
+#include "tensor/gather_ahead.h"
 #include "tensor/mesh_storage.h"
 #include "tensor/redistribute.h"
 #include "tessera/base/error.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/stages.h"
 
 namespace tessera::module {
 namespace {
@@ -21,6 +23,21 @@ at::Tensor ordered_like(const at::Tensor& local, const at::Tensor& like) {
 
 at::Tensor dense(const at::Tensor& local) {
   return local.is_non_overlapping_and_dense() ? local : at::empty_like(local);
+}
+
+/// The axis along which a gather is all that leads from `from` to `to`; -1: there is none.
+int gathered_axis(const Placements& from, const Placements& to) {
+  int found = -1;
+  for (int axis = 0; axis < from.size(); ++axis) {
+    if (from[axis] == to[axis]) continue;
+    if (found >= 0 || !from[axis].is_shard() || !to[axis].is_replicate()) return -1;
+    found = axis;
+  }
+  // What an earlier axis cuts is a chunk of this one's chunk.
+  for (int axis = 0; axis < found; ++axis) {
+    if (from[axis].is_shard(from[found].dim)) return -1;
+  }
+  return found;
 }
 
 }  // namespace
@@ -49,13 +66,21 @@ at::Tensor ShardUpdate::write(const at::Tensor& tensor) {
   return opened;
 }
 
-void ShardUpdate::finish() {
+void ShardUpdate::bring_home(const at::Tensor& tensor, const at::Tensor& opened, CoalescedGather& gathers) const {
+  const at::Tensor home = local(tensor);
+  if (!mesh_ || !is_mesh_tensor(tensor) || placements(tensor) == placements_) {
+    if (!opened.is_same(home)) home.copy_(opened);
+  } else if (const int axis = gathered_axis(placements_, placements(tensor)); axis >= 0 && is_here(tensor)) {
+    gathers.add(opened, home, placements_[axis].dim, *mesh_, axis);
+  } else {
+    home.copy_(tensor::redistribute_local(opened, tensor.sizes(), placements_, placements(tensor), *mesh_));
+  }
+}
+
+void ShardUpdate::finish(CoalescedGather& gathers) {
   for (const auto& [tensor, opened] : written_) {
-    at::Tensor home = local(tensor);
-    const bool moved = mesh_ && is_mesh_tensor(tensor) && !(placements(tensor) == placements_);
-    const at::Tensor value =
-        moved ? tensor::redistribute_local(opened, tensor.sizes(), placements_, placements(tensor), *mesh_) : opened;
-    if (!value.is_same(home)) home.copy_(value);
+    bring_home(tensor, opened, gathers);
+    if (is_mesh_tensor(tensor)) tensor::forget_gathered(tensor);
     tensor.unsafeGetTensorImpl()->bump_version();
   }
   written_.clear();

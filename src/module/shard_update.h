@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "module/coalesced_gather.h"
 #include "tessera/mesh/mesh.h"
 
 namespace tessera::module {
@@ -18,7 +19,8 @@ namespace tessera::module {
 ///
 ///   ShardUpdate update(state);
 ///   kernel(update.write(parameter), update.read(gradient), update.write(state));
-///   update.finish();
+///   update.finish(gathers);
+///   gathers.flush();  // of many updates
 ///
 /// Order     open and finish are collective where tensors lie differently from `like`
 class ShardUpdate {
@@ -30,10 +32,13 @@ class ShardUpdate {
   [[nodiscard]] at::Tensor read(const at::Tensor& tensor) const;
   /// The same for writing; reaches `tensor` in finish().
   [[nodiscard]] at::Tensor write(const at::Tensor& tensor);
-  /// Brings what was written home, and tells autograd that it changed.
-  void finish();
+  /// Brings what was written home, and tells autograd that it changed. What has to be gathered for that comes home with
+  /// others, in gathers.flush() at the latest.
+  void finish(CoalescedGather& gathers);
 
  private:
+  void bring_home(const at::Tensor& tensor, const at::Tensor& opened, CoalescedGather& gathers) const;
+
   std::optional<Mesh> mesh_;
   Placements placements_;
   at::Tensor like_;

@@ -208,9 +208,9 @@ at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) con
     // A view of memory that is not filled yet is one, too.
     if (as_it_lies && info_.is_view && storage.deferred() != nullptr) return storage.local_unfinished();
     if (as_it_lies) return storage.local();
-    return keeps_memory(slot) ? redistribute_local(storage.local(), slot.tensor.sizes(), storage.placements(), target,
-                                                   *mesh_)
-                              : read_as(slot.tensor, target);
+    return keeps_memory(slot)
+               ? redistribute_local(storage.local(), slot.tensor.sizes(), storage.placements(), target, *mesh_)
+               : read_for_use(slot.tensor, target);
   }
   if (target.all_replicate()) return slot.tensor;
   return redistribute_local(slot.tensor, slot.tensor.sizes(), Placements::replicated(mesh_->num_axes()), target,

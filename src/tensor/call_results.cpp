@@ -5,6 +5,7 @@
 
 #include "tensor/call.h"
 #include "tensor/decide.h"
+#include "tensor/gather_ahead.h"
 #include "tensor/redistribute.h"
 #include "tessera/base/error.h"
 
@@ -25,6 +26,7 @@ void Call::write_back(const Decision& decision) {
       continue;
     }
     MeshStorage& storage = storage_of(slot.tensor);
+    if (storage.gather_ahead != nullptr) storage.gather_ahead->forget(storage.local());
     if (storage.placements() == target) continue;
     storage.local().copy_(redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
   }
@@ -105,7 +107,10 @@ void Call::note_view(const at::Tensor& result, const Decision& decision) const {
   const MeshStorage& base = storage_of(tensors_[0].tensor);
   if (const auto deferred = base.deferred()) storage.defer(deferred);
   if (base.is_view_of_copy) storage.is_view_of_copy = true;
-  if (!decision.gathers_view) storage.gathered_at_use = base.gathered_at_use;
+  if (!decision.gathers_view) {
+    storage.gathered_at_use = base.gathered_at_use;
+    storage.gather_ahead = base.gather_ahead;
+  }
   storage.stage.pinned = base.stage.pinned;
 }
 

@@ -13,6 +13,8 @@
 
 namespace tessera::tensor {
 
+class GatherAhead;
+
 /// A collective that is filling the local shard; run once, by the first reader.
 using Completion = std::function<void()>;
 
@@ -55,6 +57,8 @@ class MeshStorage final : public c10::StorageImpl {
   /// Bit i: sharded along axis i to save memory only. Whoever computes with the value gathers it for that use and
   /// leaves the other operands where they are. Views inherit it.
   unsigned gathered_at_use = 0;
+  /// Who gathers it, possibly before it is used; null: gathered when it is used. Views inherit it.
+  std::shared_ptr<GatherAhead> gather_ahead;
   /// How what is computed from this parameter should lie on some axes (bit i of `axes`: axis i); null: as it comes out.
   struct OutputPlan {
     unsigned axes = 0;

@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "tensor/decision_cache.h"
+#include "tensor/gather_ahead.h"
 #include "tensor/layout.h"
 #include "tessera/base/error.h"
 
@@ -38,14 +39,10 @@ at::Tensor pad_dim(const at::Tensor& tensor, std::int64_t dim, std::int64_t leng
   return at::constant_pad_nd(tensor, padding);
 }
 
-/// Shards of a dim of `size`, one per rank of `group`, become the whole dim. A shard whose dim is outermost in memory
-/// travels as it lies, and the whole then lies as the shard did.
+/// Shards of a dim of `size`, one per rank of `group`, become the whole dim.
 at::Tensor gather(const at::Tensor& local, std::int64_t dim, std::int64_t size, const comm::Communicator& group) {
-  const std::int64_t chunk = chunk_extent(size, group.size(), 0).length;
-  const at::Tensor rows = pad_dim(local, dim, chunk).movedim(dim, 0);
-  const bool as_it_lies = rows.is_contiguous() && !local.is_contiguous();
-  const at::Tensor whole = group.all_gather(rows.contiguous()).narrow(0, 0, size).movedim(0, dim);
-  return as_it_lies ? whole : whole.contiguous();
+  const ShardRows shard(local, dim, size, group.size());
+  return shard.whole(group.all_gather(shard.rows));
 }
 
 /// Sum of everybody's `local`, each rank keeping its chunk of `dim`.
@@ -95,6 +92,12 @@ at::Tensor exchange(const at::Tensor& local, std::int64_t from, std::int64_t siz
   return at::cat(pieces, from);
 }
 
+/// What gathers a parameter for its use: along the axes whose bits are set.
+struct GatherForUse {
+  GatherAhead* ahead = nullptr;
+  unsigned axes = 0;
+};
+
 /// State of one redistribution: the shard and how it lies now.
 struct Step {
   at::Tensor local;
@@ -102,6 +105,15 @@ struct Step {
   const Placements& to;
   at::IntArrayRef global_sizes;
   const Mesh& mesh;
+  GatherForUse for_use;
+
+  /// Gathers `dim`, of `size` before `axis` cut it.
+  void gather_axis(int axis, int dim, std::int64_t size) {
+    const bool is_ahead = (for_use.axes >> static_cast<unsigned>(axis) & 1U) != 0;
+    local = is_ahead ? for_use.ahead->gather(local, dim, size, mesh, axis) : gather(local, dim, size, mesh.along(axis));
+    now[axis] = Replicate();
+    for_use = {};  // the rest is not memory of the parameter
+  }
 
   /// Extent of `dim` on this rank before `axis` cuts it.
   [[nodiscard]] std::int64_t size_before(int axis, int dim) const {
@@ -136,11 +148,11 @@ void leave_shards(Step& step) {
     const std::int64_t size = step.size_before(axis, dim);
     if (target.is_shard() && target.dim != dim && step.only_axis_on(axis, dim) && step.only_axis_on(axis, target.dim)) {
       step.local = exchange(step.local, dim, size, target.dim, step.mesh.along(axis));
+      step.for_use = {};
       step.now[axis] = target;
       continue;
     }
-    step.local = gather(step.local, dim, size, step.mesh.along(axis));
-    step.now[axis] = Replicate();
+    step.gather_axis(axis, dim, size);
   }
 }
 
@@ -185,7 +197,30 @@ at::Tensor absent(const Step& step) {
   return at::empty(local_sizes(step.global_sizes, step.to, step.mesh), step.local.options());
 }
 
+at::Tensor redistribute_step(Step step) {
+  const at::Tensor before = step.local;
+  if (const int stages = MeshRuntime::of(step.mesh).stages.axis(); stages >= 0) reach_stages(step, stages);
+  if (step.local.is_meta()) return absent(step);
+  if (!step.local.is_same(before)) step.for_use = {};
+  leave_shards(step);
+  reach_targets(step);
+  return step.local;
+}
+
 }  // namespace
+
+ShardRows::ShardRows(const at::Tensor& local, std::int64_t dim_, std::int64_t size_, int ranks)
+    : rows(pad_dim(local, dim_, chunk_extent(size_, ranks, 0).length).movedim(dim_, 0)),
+      dim(dim_),
+      size(size_),
+      as_it_lies(rows.is_contiguous() && !local.is_contiguous()) {
+  rows = rows.contiguous();
+}
+
+at::Tensor ShardRows::whole(const at::Tensor& gathered) const {
+  const at::Tensor result = gathered.narrow(0, 0, size).movedim(0, dim);
+  return as_it_lies ? result : result.contiguous();
+}
 
 at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, int ranks) {
   const std::int64_t chunk = chunk_extent(local.size(dim), ranks, 0).length;
@@ -198,13 +233,7 @@ at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, std::in
 
 at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes, const Placements& from,
                               const Placements& to, const Mesh& mesh) {
-  if (from == to) return local;
-  Step step{local, from, to, global_sizes, mesh};
-  if (const int stages = MeshRuntime::of(mesh).stages.axis(); stages >= 0) reach_stages(step, stages);
-  if (step.local.is_meta()) return absent(step);
-  leave_shards(step);
-  reach_targets(step);
-  return step.local;
+  return from == to ? local : redistribute_step({local, from, to, global_sizes, mesh, {}});
 }
 
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
@@ -225,6 +254,18 @@ at::Tensor read_as(const at::Tensor& tensor, const Placements& to) {
   if (storage.placements() == to) return storage.local();
   reduce_in_storage(tensor, to);
   return redistribute_local(storage.local(), tensor.sizes(), storage.placements(), to, storage.mesh());
+}
+
+at::Tensor read_for_use(const at::Tensor& tensor, const Placements& to) {
+  MeshStorage& storage = storage_of(tensor);
+  if (storage.gather_ahead == nullptr) return read_as(tensor, to);
+  if (storage.placements() == to) return storage.local();
+  return redistribute_step({storage.local(),
+                            storage.placements(),
+                            to,
+                            tensor.sizes(),
+                            storage.mesh(),
+                            {storage.gather_ahead.get(), storage.gathered_at_use}});
 }
 
 double redistribution_bytes(const Placement& from, const Placement& to, double bytes, int axis_size) {

@@ -17,8 +17,24 @@ namespace tessera::tensor {
 /// inside the storage, once for everybody who shares it.
 [[nodiscard]] at::Tensor read_as(const at::Tensor& tensor, const Placements& to);
 
+/// The same for an operator that computes with the value: what its plan gathers at use may have been gathered ahead.
+[[nodiscard]] at::Tensor read_for_use(const at::Tensor& tensor, const Placements& to);
+
 /// Reduces, inside the storage, the partial axes of `tensor` for which `wanted` is not partial.
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted);
+
+/// A shard on its way to the whole of the dim that it is a chunk of.
+struct ShardRows {
+  /// `local` is the shard, of a dim of `size` that lies over `ranks`.
+  ShardRows(const at::Tensor& local, std::int64_t dim, std::int64_t size, int ranks);
+  /// The whole, of everybody's rows one after the other. It lies as the shard did if that could travel as it was.
+  [[nodiscard]] at::Tensor whole(const at::Tensor& gathered) const;
+
+  at::Tensor rows;  ///< what this rank sends: padded to what the first rank has, `dim` first, contiguous
+  std::int64_t dim;
+  std::int64_t size;
+  bool as_it_lies;
+};
 
 /// `local` as the rows that a reduce-scatter over `ranks` cuts: `dim` first, padded so that all get equally many.
 [[nodiscard]] at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, int ranks);

@@ -146,6 +146,27 @@ TEST_P(Contract, AllGatherStacksRowsByRank) {
   });
 }
 
+TEST_P(Contract, PostedGathersFillTheirOutputsInAnyOrderOfWaits) {
+  const int ranks = size();
+  run([&](Communicator& all) {
+    std::vector<at::Tensor> outputs;
+    std::vector<Pending> pending;
+    for (const std::int64_t rows : {3, 0, 50'001}) {
+      outputs.push_back(at::empty({ranks * rows, 2}, at::kFloat));
+      // The shard lies transposed: what is sent is a copy, which must live until it is there.
+      pending.push_back(all.post_all_gather(at::full({2, rows}, all.rank() + 1, at::kFloat).t(), outputs.back()));
+    }
+    EXPECT_EQ(all.all_gather(at::full({1}, all.rank(), at::kInt)).sum().item<std::int64_t>(), ranks * (ranks - 1) / 2);
+    for (std::size_t i = pending.size(); i-- > 0;) {
+      pending[i].wait();
+      const at::Tensor expected = at::arange(1, ranks + 1, at::kFloat).repeat_interleave(outputs[i].size(0) / ranks);
+      EXPECT_TRUE(same(outputs[i], expected.unsqueeze(1).expand({-1, 2})));
+    }
+    at::Tensor small = at::empty({ranks * 2 - 1});
+    EXPECT_THROW(static_cast<void>(all.post_all_gather(at::zeros({2}), small)), ShapeError);
+  });
+}
+
 TEST_P(Contract, ReduceScatterLeavesEachRankItsRows) {
   const int ranks = size();
   run([&](Communicator& all) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// One rank of a job whose ranks may each take half the memory of the model's parameters: builds it, and with "train"
-// takes a step. Fails if memory does not suffice, or if it would have sufficed for the whole parameters.
+// One rank of a job whose ranks may each take half the memory of the model's parameters: builds it, and takes a step of
+// SGD if asked to. Fails if memory does not suffice, or if it would have sufficed for the whole parameters.
 //
-//   build_memory --nproc 4          parameters only
-//   build_memory --nproc 8 train    parameters, gradients and a step of SGD
+//   build_memory --nproc 4                      parameters only
+//   build_memory --nproc 8 train                parameters, gradients, and a step after backward
+//   build_memory --nproc 4 train_in_backward    parameters, each updated as soon as its gradient is there
 #include <malloc.h>
 #include <sys/resource.h>
 
@@ -14,6 +15,7 @@
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <string>
 
 namespace {
@@ -48,11 +50,23 @@ void limit_data(rlim_t bytes) {
   }
 }
 
-double train_step(torch::nn::Sequential& model, const tessera::Mesh& mesh) {
-  torch::optim::SGD optimizer(model->parameters(), 0.1);
+enum class Update { kNone, kAfterBackward, kInBackward };
+
+Update update_named(const std::string& name) {
+  if (name == "train") return Update::kAfterBackward;
+  return name == "train_in_backward" ? Update::kInBackward : Update::kNone;
+}
+
+double train_step(torch::nn::Sequential& model, const tessera::Mesh& mesh, Update update) {
+  const torch::optim::SGDOptions options(0.1);
+  torch::optim::SGD optimizer(model->parameters(), options);
+  std::optional<tessera::ApplyInBackward> updates;
+  if (update == Update::kInBackward)
+    updates.emplace(tessera::apply_in_backward<torch::optim::SGD>(model->parameters(), options));
   const auto x = tessera::shard_batch(mesh, torch::linspace(-1, 1, 2 * mesh.size() * kWidth).view({-1, kWidth}));
-  const auto loss = tessera::step(*model, x, x * 0.5, [](const auto& y, const auto& target) { return torch::mse_loss(y, target); });
-  optimizer.step();
+  const auto loss = tessera::step(*model, x, x * 0.5,
+                                  [](const auto& y, const auto& target) { return torch::mse_loss(y, target); });
+  if (update == Update::kAfterBackward) optimizer.step();
   return loss.template item<double>();
 }
 
@@ -66,16 +80,16 @@ bool fits_whole() {
   }
 }
 
-int run(const tessera::Mesh& mesh, bool train) {
+int run(const tessera::Mesh& mesh, Update update) {
   const tessera::Plan plan = tessera::Plan().zero(3);
   // What libraries and transports keep from their first use is no part of the model.
   torch::nn::Sequential small = tessera::build(mesh, plan, [] { return make_model(1); });
-  (void)train_step(small, mesh);
+  (void)train_step(small, mesh, update);
   const rlim_t before = data_bytes();
   limit_data(before + kAllowance);
   torch::nn::Sequential model = tessera::build(mesh, plan, [] { return make_model(kLayers); });
   const rlim_t built = data_bytes();
-  const double loss = train ? train_step(model, mesh) : 0;
+  const double loss = update == Update::kNone ? 0 : train_step(model, mesh, update);
   const rlim_t trained = data_bytes();
   if (mesh.rank() == 0) {
     std::cout << (kParameterBytes >> 20) << " MiB of parameters over " << mesh.size() << " ranks that may take "
@@ -96,5 +110,5 @@ int main(int argc, char** argv) {
   mallopt(M_MMAP_THRESHOLD, 1 << 16);
   const tessera::Ranks ranks = tessera::launch(argc, argv, {.threads_per_rank = 1});
   const tessera::Mesh mesh(ranks, {{"dp_shard", -1}});
-  return run(mesh, argc > 1 && std::string(argv[1]) == "train");
+  return run(mesh, update_named(argc > 1 ? argv[1] : ""));
 }

@@ -118,6 +118,32 @@ TEST(FusedAdamW, SendsNothingOnceGradientsAreReduced) {
   });
 }
 
+TEST(FusedAdamW, GathersUpdatedParametersWithOneMessageUnderZero1And2) {
+  const auto calls_of_a_step = [](torch::optim::Optimizer& optimizer, const Mesh& mesh, test::Net& net) {
+    test::backward(mesh, net);
+    for (const Tensor& parameter : net->parameters()) (void)local(parameter.grad());
+    const auto before = mesh.traffic();
+    optimizer.step();
+    return std::pair(mesh.traffic().calls - before.calls, mesh.traffic().bytes - before.bytes);
+  };
+  for (const int zero : {1, 2}) {
+    for (const char* axes : {"dp_shard=2", "dp_shard=3", "dp_replicate=2,dp_shard=2"}) {
+      test::on_mesh(axes, [&](const Mesh& mesh) {
+        test::Net net = test::make_net();
+        distribute(*net, mesh, Plan().zero(zero));
+        FusedAdamW adam(net->parameters());
+        FusedSgd sgd(net->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
+        const std::int64_t ranks = mesh.axis_size(mesh.axis_index("dp_shard"));
+        const auto padded = [&](std::int64_t rows) { return (rows + ranks - 1) / ranks * ranks; };
+        const std::int64_t bytes = (padded(14) * (10 + 1) + padded(5) * (14 + 1)) * 8;
+        const std::pair<std::int64_t, std::int64_t> one_message{1, bytes};
+        EXPECT_EQ(calls_of_a_step(adam, mesh, net), one_message) << axes << " zero " << zero;
+        EXPECT_EQ(calls_of_a_step(sgd, mesh, net), one_message) << axes << " zero " << zero;
+      });
+    }
+  }
+}
+
 TEST(FusedAdamW, UpdatesParametersOfSeveralDtypesMemoryOrdersAndAges) {
   const auto run = [](auto make) {
     std::vector<Tensor> parameters{torch::linspace(0, 1, 12, torch::kDouble).view({3, 4}).t(),

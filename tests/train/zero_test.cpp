@@ -7,6 +7,7 @@
 #include "tessera/base/error.h"
 #include "tessera/module/distribute.h"
 #include "tessera/train/session.h"
+#include "train/temporary_folder.h"
 
 namespace tessera::train {
 namespace {
@@ -68,6 +69,43 @@ INSTANTIATE_TEST_SUITE_P(Stages, ZeroMemory,
                          ::testing::Values(ResidentCase{0, 4, 4, 4}, ResidentCase{1, 4, 4, 1}, ResidentCase{2, 4, 1, 1},
                                            ResidentCase{3, 1, 1, 1}),
                          [](const auto& stage) { return "Zero" + std::to_string(stage.param.zero); });
+
+struct Held {
+  std::int64_t resident_bytes = 0;
+  std::int64_t peak_bytes = 0;
+  std::int64_t parameter_bytes = 0;
+};
+
+/// Of the first of four ranks in a step of ZeRO 3 that gathers up to `prefetch_bytes` ahead.
+Held held_under_zero_3(std::int64_t prefetch_bytes) {
+  const TemporaryFolder folder;
+  TrainConfig config = gpt_config(0, "dp_shard=4");
+  config.plan.file = folder.write("plan.toml", Plan().zero(3).prefetch_bytes(prefetch_bytes).to_toml());
+  const auto data = data_of(config);
+  Held held;
+  test::on_mesh("dp_shard=4", [&](const Mesh& mesh) {
+    Session session(config, data, mesh, {.count_memory = true});
+    for (int index = 0; index < 3; ++index) {
+      session.memory()->reset_peak();
+      (void)session.forward_backward(index).item<double>();
+      session.update();
+    }
+    if (mesh.rank() == 0)
+      held = {session.memory()->allocated_bytes(), session.memory()->peak_bytes(), parameter_bytes(session)};
+  });
+  return held;
+}
+
+TEST(ZeroPrefetch, HoldsAWindowMoreAtMostOn4Ranks) {
+  const Held at_use = held_under_zero_3(0);
+  for (const std::int64_t window_bytes : {std::int64_t{1} << 14, std::int64_t{1} << 16}) {
+    const Held ahead = held_under_zero_3(window_bytes);
+    const double share = 4.0 * static_cast<double>(ahead.parameter_bytes) / 4;
+    EXPECT_LE(static_cast<double>(ahead.resident_bytes), 1.02 * share + static_cast<double>(window_bytes));
+    EXPECT_LE(ahead.peak_bytes, at_use.peak_bytes + window_bytes);
+    EXPECT_GT(ahead.peak_bytes, at_use.peak_bytes) << "nothing was gathered ahead";
+  }
+}
 
 /// Payload of one step in units of the parameters' bytes.
 double traffic_of_a_step(int zero, const std::string& axes) {

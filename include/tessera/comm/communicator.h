@@ -83,6 +83,8 @@ class Communicator {
   [[nodiscard]] Pending all_reduce_coalesced(std::vector<at::Tensor> tensors, ReduceOp op = ReduceOp::kSum) const;
   /// [n, ...] on every rank -> [size * n, ...], rank-major along dim 0. Same n everywhere.
   [[nodiscard]] at::Tensor all_gather(const at::Tensor& tensor) const;
+  /// The same without waiting: wait() fills `output` (contiguous, [size * n, ...]). Both stay untouched until then.
+  [[nodiscard]] Pending post_all_gather(const at::Tensor& tensor, at::Tensor& output) const;
   /// [size * n, ...] -> rank r's [n, ...] slice of the reduction over ranks.
   [[nodiscard]] at::Tensor reduce_scatter(const at::Tensor& tensor, ReduceOp op = ReduceOp::kSum) const;
   /// The same without waiting: wait() fills `output` (contiguous, [n, ...]). Both stay untouched until then.

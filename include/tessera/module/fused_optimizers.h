@@ -12,7 +12,8 @@ namespace tessera {
 /// shard: where its state lies, or itself if that is the same. Options, state, save and load are AdamW's own.
 ///
 /// Cost      one read of value, gradient and state and one write of value and state; nothing is sent unless a gradient
-///           or the state lies differently from the parameter
+///           or the state lies differently from the parameter. Under ZeRO 1 and 2 updated parameters are gathered
+///           together, as many in one message as fit into 4 MiB.
 /// Order     step() is collective if some gradient is still a partial sum
 /// Throws    ShapeError for a sparse gradient
 /// Checked   module/fused_optimizers_test: equal to torch::optim::AdamW up to rounding

@@ -2,8 +2,11 @@
 // A plan: which parameter lies how on which mesh axis. The only place where parallel configuration lives.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,6 +40,8 @@ struct ParameterLayout {
 /// As a file (TOML):
 ///
 ///   zero = 3                    # optional: see zero()
+///   prefetch_bytes = 8388608    # optional: see prefetch_bytes()
+///   reduce_dtype = "float32"    # optional: see reduce_dtype()
 ///   stages = [["embed", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
 ///
 ///   [[parameters]]
@@ -71,6 +76,24 @@ class Plan {
   /// Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.
   Plan& zero(int stage);
   [[nodiscard]] int zero() const noexcept { return zero_; }
+
+  /// Parameters that are gathered at use (stage 3) are gathered ahead of it, in the order in which the step before used
+  /// them, up to so many bytes of values that are not used yet. 0: when they are used. A step that goes another way is
+  /// right too, and its order is the next one's. Pays where a transport moves data on its own while ranks compute, on
+  /// GPUs say; between ranks that share the cores of one machine it costs a little.
+  /// Memory   up to `bytes` more per rank
+  /// Throws   ConfigError if negative
+  Plan& prefetch_bytes(std::int64_t bytes);
+  [[nodiscard]] std::int64_t prefetch_bytes() const noexcept { return prefetch_bytes_; }
+
+  /// Gradients of another floating dtype become `dtype` before backward adds them up over ranks, and their own again
+  /// once every sum is done: float32 for bf16 parameters, so that what several sums (dp_shard, dp_replicate) or a
+  /// transport's many additions round away stays; bfloat16 for fp32 parameters halves what is sent. Default: each
+  /// gradient's own. Under autocast gradients of fp32 parameters are fp32 already. In the file: float64, float32,
+  /// bfloat16 or float16. Memory   a gradient under way has the size of `dtype` Throws   ConfigError for a dtype that
+  /// is none of these
+  Plan& reduce_dtype(c10::ScalarType dtype);
+  [[nodiscard]] const std::optional<c10::ScalarType>& reduce_dtype() const noexcept { return reduce_dtype_; }
 
   /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named,
   /// and the first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on
@@ -108,6 +131,8 @@ class Plan {
 
   std::vector<Entry> entries_;
   int zero_ = 0;
+  std::int64_t prefetch_bytes_ = 0;
+  std::optional<c10::ScalarType> reduce_dtype_;
   std::vector<std::vector<std::string>> stages_;
   StageOrder stage_order_ = StageOrder::kLoop;
 };
