@@ -57,6 +57,7 @@ void ShardUpdate::finish() {
         moved ? tensor::redistribute_local(opened, tensor.sizes(), placements_, placements(tensor), *mesh_) : opened;
     if (!value.is_same(home)) home.copy_(value);
     tensor.unsafeGetTensorImpl()->bump_version();
+    if (is_mesh_tensor(tensor)) tensor::storage_of(tensor).note_write();
   }
   written_.clear();
 }

@@ -123,6 +123,7 @@ Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const s
               : ready != ready_plans().end() ? ready->second(module.named_parameters().keys(), config.plan)
                                              : Plan();
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
+  if (const Recompute mode = parse_recompute(config.plan.recompute); mode != Recompute::kNone) plan.recompute(mode);
   const int stages = size_of(axes, "pp");
   if (stages > 1 && plan.stages().empty()) plan.stages(balanced_stages(module, stages));
   return plan;

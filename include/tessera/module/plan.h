@@ -10,6 +10,7 @@
 
 #include "tessera/mesh/mesh.h"
 #include "tessera/mesh/stage_order.h"
+#include "tessera/tensor/recompute.h"
 
 namespace torch::nn {
 class Module;
@@ -38,6 +39,7 @@ struct ParameterLayout {
 ///
 ///   zero = 3                    # optional: see zero()
 ///   stages = [["embed", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
+///   recompute = "selective"     # optional: see recompute()
 ///
 ///   [[parameters]]
 ///   match = "block*.qkv.*"
@@ -71,6 +73,14 @@ class Plan {
   /// Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.
   Plan& zero(int stage);
   [[nodiscard]] int zero() const noexcept { return zero_; }
+
+  /// Which activations are dropped after forward and made again in backward; see tessera/tensor/recompute.h. Blocks are
+  /// the parts of the module that balanced_stages() names. In the file: recompute = "full".
+  Plan& recompute(Recompute mode) noexcept {
+    recompute_ = mode;
+    return *this;
+  }
+  [[nodiscard]] Recompute recompute() const noexcept { return recompute_; }
 
   /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named,
   /// and the first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on
@@ -108,6 +118,7 @@ class Plan {
 
   std::vector<Entry> entries_;
   int zero_ = 0;
+  Recompute recompute_ = Recompute::kNone;
   std::vector<std::vector<std::string>> stages_;
   StageOrder stage_order_ = StageOrder::kLoop;
 };

@@ -55,6 +55,9 @@ struct PlanConfig {
   /// gpt: activations between tensor-parallel products lie sharded over the sequence; not with a plan file, which says so
   /// itself.
   bool sequence_parallel = false;
+  /// Activations that are dropped after forward and made again in backward: none (or as the plan file says) | selective |
+  /// full.
+  std::string recompute = "none";
   friend bool operator==(const PlanConfig&, const PlanConfig&) = default;
 };
 
