@@ -46,6 +46,8 @@ std::vector<ConfigField> make_fields() {
       {"plan.recompute", "recompute", TESSERA_MEMBER(plan.recompute),
        "activations made again in backward: all but blocks' inputs, or selective: those that cost little", "",
        {"none", "selective", "full"}},
+      {"plan.balance", "balance", TESSERA_MEMBER(plan.balance),
+       "what stages share evenly; time and memory are measured", "", {"parameters", "time", "memory"}},
       {"optimizer.name", "optimizer", TESSERA_MEMBER(optimizer.name), "update rule", "", {"adamw", "adam", "sgd"}},
       {"optimizer.lr", "lr", TESSERA_MEMBER(optimizer.lr), "learning rate", "", {}, 0, 1e6},
       {"optimizer.weight_decay", "weight-decay", TESSERA_MEMBER(optimizer.weight_decay), "weight decay", "", {}, 0,

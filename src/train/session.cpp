@@ -75,12 +75,35 @@ int size_of(const std::vector<Axis>& axes, const std::string& name) {
   return 1;
 }
 
-Workload prepared_workload(const TrainConfig& config, const std::optional<Mesh>& mesh) {
+/// One micro-batch of one data-parallel rank.
+Batch sample_batch(const TrainConfig& config, const Dataset& data, const Mesh& mesh) {
+  const int replicas = size_of(mesh.axes(), "dp_replicate") * size_of(mesh.axes(), "dp_shard");
+  const std::int64_t samples = std::max<std::int64_t>(1, config.batch / replicas / config.accumulate);
+  Batch batch = data.train.slice(0, samples);
+  if (batch.input.is_floating_point()) batch.input = batch.input.to(dtype_of(config.precision));
+  return {batch.input.to(mesh.device()), batch.target.to(mesh.device())};
+}
+
+/// Measured where stages are to be balanced by it.
+std::vector<PartCost> costs_of(const TrainConfig& config, const Workload& workload, const Dataset& data,
+                               const Mesh& mesh) {
+  if (config.plan.balance == "parameters" || size_of(mesh.axes(), "pp") == 1) return {};
+  std::optional<Autocast> autocast;
+  if (const auto dtype = autocast_dtype(config.precision)) autocast.emplace(mesh.device().type(), *dtype);
+  std::vector<PartCost> costs = measure_parts(workload, sample_batch(config, data, mesh));
+  agree_on_costs(costs, mesh);
+  return costs;
+}
+
+Workload prepared_workload(const TrainConfig& config, const Dataset& data, const std::optional<Mesh>& mesh) {
   Workload workload = make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   if (!config.weights.empty()) load_weights(*workload.module, config.weights);
   const c10::Device device = mesh ? mesh->device() : c10::Device(config.device);
   workload.module->to(device, dtype_of(config.precision));
-  if (mesh) distribute(*workload.module, *mesh, plan_of(config, *workload.module, mesh->axes()));
+  if (mesh) {
+    const std::vector<PartCost> costs = costs_of(config, workload, data, *mesh);
+    distribute(*workload.module, *mesh, plan_of(config, *workload.module, mesh->axes(), costs));
+  }
   return workload;
 }
 
@@ -117,7 +140,8 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
   check<ConfigError>(problems.empty(), "mesh {}: {}", format_axes(axes), fmt::join(problems, "\n"));
 }
 
-Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes) {
+Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes,
+             const std::vector<PartCost>& costs) {
   const auto ready = ready_plans().find(config.model.name);
   Plan plan = !config.plan.file.empty()      ? Plan::load(config.plan.file)
               : ready != ready_plans().end() ? ready->second(module.named_parameters().keys(), config.plan)
@@ -125,7 +149,11 @@ Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const s
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
   if (const Recompute mode = parse_recompute(config.plan.recompute); mode != Recompute::kNone) plan.recompute(mode);
   const int stages = size_of(axes, "pp");
-  if (stages > 1 && plan.stages().empty()) plan.stages(balanced_stages(module, stages));
+  if (stages <= 1 || !plan.stages().empty()) return plan;
+  if (costs.empty()) return plan.stages(balanced_stages(module, stages));
+  std::map<std::string, double> weights;
+  for (const PartCost& cost : costs) weights[cost.path] = weight_of(cost, config.plan.balance, config.optimizer);
+  plan.stages(balanced_stages(module, stages, [&](const std::string& path, const auto&) { return weights.at(path); }));
   return plan;
 }
 
@@ -135,7 +163,7 @@ Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data,
       data_(std::move(data)),
       mesh_(std::move(mesh)),
       memory_(options.count_memory ? std::make_unique<MemoryMeter>() : nullptr),
-      workload_(prepared_workload(config, mesh_)),
+      workload_(prepared_workload(config, *data_, mesh_)),
       optimizer_(optimizer_table().at(config.optimizer.name)(workload_.module->parameters(), config.optimizer)),
       scaler_({.init_scale = config.loss_scale, .enabled = config.precision == "fp16"}),
       batches_(data_->train, batch_order(config.data), static_cast<std::uint64_t>(config.seed), config.batch) {
