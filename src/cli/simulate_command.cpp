@@ -82,8 +82,9 @@ Share parse_costs(const std::string& text) {
 
 void check_stages(int ranks, int chunks) {
   check<ConfigError>(ranks * chunks <= kMaxStages,
-                     "--mesh pp={} with {} stage{} per rank makes {} stages; allowed: up to {}; take fewer ranks{}", ranks,
-                     chunks, chunks == 1 ? "" : "s", ranks * chunks, kMaxStages, chunks == 1 ? "" : " or chunks");
+                     "--mesh pp={} with {} stage{} per rank makes {} stages; allowed: up to {}; take fewer ranks{}",
+                     ranks, chunks, chunks == 1 ? "" : "s", ranks * chunks, kMaxStages,
+                     chunks == 1 ? "" : " or chunks");
 }
 
 /// A schedule and what came of it.

@@ -31,8 +31,8 @@ bool writes_unannounced(const std::string& name, const c10::Argument& argument) 
   return name.ends_with("batch_norm") && argument.name().starts_with("running_");
 }
 
-/// Products of two dims come from linear layers. Batched ones do not count: those of plain attention give T x T matrices,
-/// which selective recomputation is there to save.
+/// Products of two dims come from linear layers. Batched ones do not count: those of plain attention give T x T
+/// matrices, which selective recomputation is there to save.
 bool is_expensive(const std::string& base) {
   return base == "aten::mm" || base == "aten::addmm" || base == "aten::convolution" ||
          base.starts_with("aten::_scaled_dot_product_");

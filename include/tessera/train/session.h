@@ -24,9 +24,9 @@ namespace tessera::train {
 /// divide, a batch that the data-parallel degree does not divide (unless `uneven_batches`).
 void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches = false);
 
-/// The plan file that `config` names, else the ready plan of its model; on a mesh with an axis pp, cut into stages of about
-/// equal weight if the file names none: equally many parameters, or, with `costs` of all parts, what config.plan.balance
-/// says. Throws ConfigError if the model has fewer parts than stages.
+/// The plan file that `config` names, else the ready plan of its model; on a mesh with an axis pp, cut into stages of
+/// about equal weight if the file names none: equally many parameters, or, with `costs` of all parts, what
+/// config.plan.balance says. Throws ConfigError if the model has fewer parts than stages.
 [[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes,
                            const std::vector<PartCost>& costs = {});
 
