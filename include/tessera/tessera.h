@@ -23,4 +23,5 @@
 #include "tessera/pipeline/trace.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/random.h"
+#include "tessera/tensor/recompute.h"
 #include "tessera/tensor/stages.h"

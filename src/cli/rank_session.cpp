@@ -16,6 +16,9 @@ train::Session make_session(const train::TrainConfig& config, const std::shared_
   if (!config.mesh.empty()) mesh.emplace(world, axes_of(config, world->size()), MeshOptions{.strict = strict});
   check<ConfigError>(mesh || world->size() == 1, "{} ranks, but no mesh; say how they are laid out, for instance --mesh dp={}",
                      world->size(), world->size());
+  check<ConfigError>(mesh || config.plan.recompute == "none",
+                     "recompute = \"{}\" without a mesh: plain tensors keep their activations; add --mesh dp=1",
+                     config.plan.recompute);
   const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   const auto data = std::make_shared<const train::Dataset>(
       train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));

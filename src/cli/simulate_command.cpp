@@ -80,6 +80,13 @@ Share parse_costs(const std::string& text) {
   return {costs[0], costs[1], costs[2]};
 }
 
+void check_stages(int ranks, int chunks) {
+  check<ConfigError>(ranks * chunks <= kMaxStages,
+                     "--mesh pp={} with {} stage{} per rank makes {} stages; allowed: up to {}; take fewer ranks{}",
+                     ranks, chunks, chunks == 1 ? "" : "s", ranks * chunks, kMaxStages,
+                     chunks == 1 ? "" : " or chunks");
+}
+
 /// A schedule and what came of it.
 struct Result {
   pipeline::Schedule schedule;
@@ -95,8 +102,10 @@ Result simulate_one(const SimulateFlags& flags, const std::string& name, int chu
   const int ranks = pipeline_ranks(flags.mesh);
   check<ConfigError>(ranks > 0 || from_file, "--mesh is missing; allowed: pp=N, for instance --mesh pp=4");
   const int microbatches = flags.microbatches == 0 && !from_file ? 2 * ranks : flags.microbatches;
+  if (ranks > kMaxStages) check_stages(ranks, 1);
   Result result;
   result.schedule = pipeline::make_schedule(name, {.ranks = ranks, .chunks = chunks, .microbatches = microbatches});
+  check_stages(result.schedule.num_ranks, result.schedule.num_chunks);
   pipeline::validate(result.schedule);
   const Share share = parse_costs(flags.costs);
   const double part = 1.0 / result.schedule.num_chunks;
@@ -176,6 +185,7 @@ void compare_all(const SimulateFlags& flags, train::JsonLines& json) {
   check<ConfigError>(!flags.text, "--schedule-text with --schedule all; name one schedule: {}",
                      fmt::join(pipeline::schedule_names(), ", "));
   const int ranks = pipeline_ranks(flags.mesh);
+  check_stages(ranks, 1);
   const int microbatches = flags.microbatches == 0 ? 2 * ranks : flags.microbatches;
   const bool shows = flags.json != "-";
   if (shows) {
@@ -188,7 +198,12 @@ void compare_all(const SimulateFlags& flags, train::JsonLines& json) {
         std::cout << fmt::format("{:<12}needs {} micro-batches\n", info.name, info.min_microbatches_per_rank * ranks);
       continue;
     }
-    const Result result = simulate_one(flags, info.name, chunks_for(info, flags.chunks));
+    const int chunks = chunks_for(info, flags.chunks);
+    if (const int stages = ranks * (chunks == 0 ? info.default_chunks : chunks); stages > kMaxStages) {
+      if (shows) std::cout << fmt::format("{:<12}makes {} stages; allowed: up to {}\n", info.name, stages, kMaxStages);
+      continue;
+    }
+    const Result result = simulate_one(flags, info.name, chunks);
     write_json(json, flags, result);
     if (shows) show_row(result);
   }

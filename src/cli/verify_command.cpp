@@ -70,7 +70,8 @@ struct Reference {
   verify::Trace trace;
 };
 
-Reference run_one_device(const train::TrainConfig& config) {
+Reference run_one_device(train::TrainConfig config) {
+  config.plan = {};
   at::set_num_threads(static_cast<int>(config.threads_per_rank));
   load_device(config.device);
   // Of single precision, ten bits are otherwise rounded away in convolutions on a GPU.

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Cutting a chain of module parts into stages of about equal weight.
 #include <torch/nn/module.h>
-#include <torch/nn/modules/container/modulelist.h>
-#include <torch/nn/modules/container/sequential.h>
 
 #include <algorithm>
 #include <limits>
 #include <unordered_set>
 
+#include "module/parts.h"
 #include "tessera/base/error.h"
 #include "tessera/module/plan.h"
 
@@ -18,11 +17,6 @@ struct Part {
   std::string path;
   double weight;
 };
-
-bool is_chain(const torch::nn::Module& module) {
-  return dynamic_cast<const torch::nn::SequentialImpl*>(&module) != nullptr ||
-         dynamic_cast<const torch::nn::ModuleListImpl*>(&module) != nullptr;
-}
 
 double count_elements(const torch::nn::Module& module) {
   std::unordered_set<const void*> seen;
@@ -35,16 +29,12 @@ double count_elements(const torch::nn::Module& module) {
 
 using Weight = std::function<double(const std::string&, const torch::nn::Module&)>;
 
-void add_parts(const torch::nn::Module& module, const std::string& prefix, const Weight& weight_of,
-               std::vector<Part>& parts) {
-  for (const auto& child : module.named_children()) {
-    const std::string path = prefix + child.key();
-    if (is_chain(*child.value())) {
-      add_parts(*child.value(), path + ".", weight_of, parts);
-    } else if (!child.value()->parameters().empty() || !child.value()->buffers().empty()) {
-      parts.push_back({path, weight_of(path, *child.value())});
-    }
+std::vector<Part> weighed_parts(const torch::nn::Module& module, const Weight& weight_of) {
+  std::vector<Part> parts;
+  for (const module::ModulePart& part : module::parts_of(module)) {
+    parts.push_back({part.path, weight_of(part.path, *part.module)});
   }
+  return parts;
 }
 
 /// begins[k]: the first part of stage k, such that the heaviest stage is as light as possible; no stage is empty.
@@ -78,8 +68,7 @@ std::vector<std::size_t> cut(const std::vector<Part>& parts, int count) {
 std::vector<std::vector<std::string>> balanced_stages(const torch::nn::Module& module, int count,
                                                       const Weight& weight_of) {
   const Weight by_elements = [](const std::string&, const torch::nn::Module& part) { return count_elements(part); };
-  std::vector<Part> parts;
-  add_parts(module, "", weight_of ? weight_of : by_elements, parts);
+  const std::vector<Part> parts = weighed_parts(module, weight_of ? weight_of : by_elements);
   check<ConfigError>(
       count >= 1 && static_cast<std::size_t>(count) <= parts.size(),
       "balanced_stages: {} stages of a module with {} parts; allowed: 1 to {}; name finer parts in the plan's "

@@ -5,7 +5,9 @@
 #include <set>
 
 #include "module/gradient_reducer.h"
+#include "module/parts.h"
 #include "module/stage_plan.h"
+#include "tensor/decision_cache.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
 
@@ -43,6 +45,21 @@ void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& 
   if (parameter.requires_grad()) module::attach(parameter, shared.reducer, layout.gradient);
 }
 
+/// Parameters know their blocks: forward is recognised by the parameters that it uses.
+void mark_blocks(const torch::nn::Module& module, const Mesh& mesh, Recompute mode) {
+  if (mode == Recompute::kNone) return;
+  tensor::MeshRuntime::of(mesh).recompute.enable();
+  for (const module::ModulePart& part : module::parts_of(module)) {
+    const auto block = std::make_shared<const tensor::Block>(tensor::Block{mode});
+    int number = 0;
+    for (const at::Tensor& parameter : part.module->parameters()) {
+      if (!parameter.defined()) continue;
+      tensor::MeshStorage::OfBlock& of_block = tensor::storage_of(parameter).of_block;
+      if (of_block.block == nullptr) of_block = {block, number++};  // a tied parameter is of its first block
+    }
+  }
+}
+
 }  // namespace
 
 void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, const DistributeOptions& options) {
@@ -65,6 +82,7 @@ void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, c
     if (!is_mesh_tensor(item.value())) place(item.key(), item.value(), mesh, placements);
     tensor::storage_of(item.value()).stage.pinned = stages.of(item.value());
   }
+  mark_blocks(module, mesh, plan.recompute());
 }
 
 at::Tensor shard_batch(const Mesh& mesh, const at::Tensor& batch) {

@@ -114,6 +114,14 @@ StageOrder parse_order(toml::node_view<toml::node> node, const std::string& orig
                                 node.node()->source().begin.line, text));
 }
 
+Recompute parse_mode(const toml::node& node, const std::string& origin) {
+  try {
+    return parse_recompute(node.value<std::string>().value_or(""));
+  } catch (const ConfigError& error) {
+    throw ConfigError(fmt::format("{}:{}: {}", origin, node.source().begin.line, error.what()));
+  }
+}
+
 /// Writes the placements of the axes that `mesh` has, and returns their bit mask.
 unsigned apply(const std::map<std::string, Placement>& by_name, const Mesh& mesh, Placements& placements) {
   unsigned axes = 0;
@@ -174,9 +182,13 @@ Plan Plan::parse(std::string_view text, const std::string& origin) {
       plan.reduce_dtype(parse_dtype(node, origin));
       continue;
     }
+    if (key.str() == "recompute") {
+      plan.recompute(parse_mode(node, origin));
+      continue;
+    }
     check<ConfigError>(key.str() == "parameters" && node.is_array_of_tables(),
-                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, prefetch_bytes, reduce_dtype, stages, "
-                       "stage_order, [[parameters]] tables with match and axes",
+                       "{}:{}: \"{}\" is not known in a plan; allowed: zero, prefetch_bytes, reduce_dtype, recompute, "
+                       "stages, stage_order, [[parameters]] tables with match and axes",
                        origin, node.source().begin.line, key.str());
     for (const toml::node& item : *node.as_array()) plan.entries_.push_back(parse_entry(*item.as_table(), origin));
   }
@@ -189,6 +201,7 @@ std::string Plan::to_toml() const {
   std::string text = zero_ == 0 ? "" : fmt::format("zero = {}\n\n", zero_);
   if (prefetch_bytes_ != 0) text += fmt::format("prefetch_bytes = {}\n\n", prefetch_bytes_);
   if (reduce_dtype_) text += fmt::format("reduce_dtype = \"{}\"\n\n", word_of(*reduce_dtype_));
+  if (recompute_ != Recompute::kNone) text += fmt::format("recompute = \"{}\"\n\n", to_string(recompute_));
   for (std::size_t k = 0; k < stages_.size(); ++k) {
     text += fmt::format("{}[\"{}\"]{}", k == 0 ? "stages = [" : "  ", fmt::join(stages_[k], "\", \""),
                         k + 1 < stages_.size() ? ",\n" : "]\n");

@@ -82,6 +82,7 @@ void ShardUpdate::finish(CoalescedGather& gathers) {
     bring_home(tensor, opened, gathers);
     if (is_mesh_tensor(tensor)) tensor::forget_gathered(tensor);
     tensor.unsafeGetTensorImpl()->bump_version();
+    if (is_mesh_tensor(tensor)) tensor::storage_of(tensor).note_write();
   }
   written_.clear();
 }

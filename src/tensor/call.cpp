@@ -44,8 +44,25 @@ void Call::run_as_decided() {
   }
 }
 
+void Call::run_again(Decision& decision) {
+  runtime_ = &MeshRuntime::of(*mesh_);
+  compute(decision);
+}
+
 void Call::run_here(Decision& decision) {
+  if (runtime_->recompute.watches()) [[unlikely]] {
+    run_recorded(decision);
+  } else {
+    compute(decision);
+  }
+}
+
+void Call::compute(Decision& decision) {
   localise_arguments(decision);
+  run_localised(decision);
+}
+
+void Call::run_localised(Decision& decision) {
   if (decision.compute != nullptr) {
     decision.compute(op_, decision, *mesh_, stack_);
   } else {

@@ -30,6 +30,8 @@ class Call {
   }
   /// Takes the arguments off the stack and leaves the outputs.
   void run();
+  /// The same for a call that was made before and decided then.
+  void run_again(Decision& decision);
 
  private:
   [[nodiscard]] c10::IValue& slot(std::size_t argument) { return stack_[base_ + argument]; }
@@ -47,6 +49,8 @@ class Call {
   [[nodiscard]] bool redistributes(const Decision& decision) const;
   [[nodiscard]] bool keeps_shards(const Decision& decision) const;
   void run_here(Decision& decision);
+  void compute(Decision& decision);
+  void run_localised(Decision& decision);
   [[nodiscard]] static bool keeps_memory(const TensorSlot& slot);
   [[nodiscard]] at::Tensor local_for(const TensorSlot& slot, const Placements& target) const;
   void localise_arguments(const Decision& decision);
@@ -66,6 +70,15 @@ class Call {
   [[nodiscard]] at::Tensor tensor_of_argument(int argument) const;
   [[nodiscard]] at::Tensor fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
                                     std::size_t output) const;
+
+  // call_recompute.cpp: what recomputation wants to know of a call in forward.
+  void run_recorded(Decision& decision);
+  void enter_block(bool runs_here) const;
+  [[nodiscard]] bool reads_parameters_only() const;
+  [[nodiscard]] bool is_worth_recording(const Decision& decision) const;
+  [[nodiscard]] bool can_be_recorded() const;
+  [[nodiscard]] std::vector<at::Tensor> outputs() const;
+  void inherit_block() const;
 
   // call_stages.cpp: calls whose tensors lie on pipeline stages.
   [[nodiscard]] bool has_staged_tensors() const;

@@ -27,6 +27,7 @@ void Call::write_back(const Decision& decision) {
     }
     MeshStorage& storage = storage_of(slot.tensor);
     if (storage.gather_ahead != nullptr) storage.gather_ahead->forget(storage.local());
+    storage.note_write();
     if (storage.placements() == target) continue;
     storage.local().copy_(redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
   }
@@ -106,6 +107,7 @@ void Call::note_view(const at::Tensor& result, const Decision& decision) const {
     keep_keys(result, tensors_[0].tensor);
   const MeshStorage& base = storage_of(tensors_[0].tensor);
   if (const auto deferred = base.deferred()) storage.defer(deferred);
+  storage.memory = base.memory;
   if (base.is_view_of_copy) storage.is_view_of_copy = true;
   if (!decision.gathers_view) {
     storage.gathered_at_use = base.gathered_at_use;
@@ -151,6 +153,7 @@ at::Tensor Call::fill_out(const at::Tensor& out, const at::Tensor& local, const 
   MeshStorage& storage = storage_of(out);
   if (out.sizes() == at::IntArrayRef(sizes) && !storage.placements().any_partial()) {
     storage.local().copy_(redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
+    storage.note_write();
     return out;
   }
   out.unsafeGetTensorImpl()->shallow_copy_from(wrap_one(local, decision, output).getIntrusivePtr());

@@ -213,6 +213,8 @@ void Call::take_strides(const CallShape& shape) const {
 
 /// The call runs on other ranks.
 void Call::skip(Decision& decision) {
+  const bool watched = runtime_->recompute.watches();
+  if (watched) enter_block(/*runs_here=*/false);
   // What is reduced inside its storage for this call is reduced from now on, here as there.
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const bool reduced = is_mesh(tensors_[i].tensor) && !keeps_memory(tensors_[i]);
@@ -235,6 +237,7 @@ void Call::skip(Decision& decision) {
   }
   stack_.erase(stack_.begin() + static_cast<std::ptrdiff_t>(base_), stack_.end());
   for (c10::IValue& result : results) stack_.push_back(std::move(result));
+  if (watched) inherit_block();
 }
 
 c10::IValue Call::absent_output(const OutputShape& shape, const Decision& decision, std::size_t output) const {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "tensor/philox.h"
+#include "tensor/recompute.h"
 #include "tensor/rule.h"
 #include "tensor/stage_runtime.h"
 #include "tessera/tensor/random.h"
@@ -63,6 +64,7 @@ class MeshRuntime {
 
   RandomState random;
   StageRuntime stages;
+  RecomputeRuntime recompute;
 
  private:
   struct Hash {

@@ -6,6 +6,7 @@
 #include <c10/core/TensorImpl.h>
 
 #include "tensor/layout.h"
+#include "tensor/recompute.h"
 
 namespace tessera::tensor {
 namespace {
@@ -28,9 +29,33 @@ MeshStorage::MeshStorage(at::Tensor local, const Placements& placements, const M
       "tessera::print(); to save a module, tessera::gather() a clone of it and save that");
 }
 
+/// release_resources() is for a storage that weak pointers still know.
+MeshStorage::~MeshStorage() {
+  if (value != nullptr) leave_value();
+}
+
 void MeshStorage::replace(at::Tensor local, const Placements& placements) {
+  if (value != nullptr && !local.is_same(local_)) leave_value();
   local_ = std::move(local);
   placements_ = placements;
+}
+
+void MeshStorage::leave_value() { std::exchange(value, nullptr)->leave_storage(local_); }
+
+void MeshStorage::note_write() {
+  if (memory == nullptr) return;
+  ++memory->num_writes;
+  if (const auto owner = memory->owner.lock()) owner->keep();
+}
+
+void MeshStorage::drop(Completion restore) {
+  local_.reset();
+  completion_ = std::move(restore);
+}
+
+void MeshStorage::refill(at::Tensor local) {
+  local_ = std::move(local);
+  completion_ = nullptr;
 }
 
 void MeshStorage::reduce_with_others() {
@@ -51,6 +76,7 @@ void MeshStorage::defer(const std::shared_ptr<Deferred>& work) {
 
 void MeshStorage::release_resources() {
   c10::StorageImpl::release_resources();
+  if (value != nullptr) leave_value();
   local_.reset();
   completion_ = nullptr;
   deferred_ = nullptr;

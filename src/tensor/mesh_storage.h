@@ -10,6 +10,7 @@
 
 #include "tensor/deferred.h"
 #include "tessera/mesh/mesh.h"
+#include "tessera/tensor/recompute.h"
 
 namespace tessera::tensor {
 
@@ -18,12 +19,28 @@ class GatherAhead;
 /// A collective that is filling the local shard; run once, by the first reader.
 using Completion = std::function<void()>;
 
+class Value;
+
+/// Memory that a tensor and its views have in common, as far as recomputation must know: how often it was written.
+struct SharedMemory {
+  std::uint32_t num_writes = 0;
+  std::weak_ptr<Value> owner;  ///< the value that is no view; empty if the tensor is no value
+};
+
+/// A part of a module whose activations are dropped after forward together.
+struct Block {
+  Recompute mode = Recompute::kNone;
+};
+
 /// Storage of a mesh tensor. TensorImpls that share it (detach, saved variables) see the same shard: when a partial
 /// value is reduced, it is reduced once for all of them.
 class MeshStorage final : public c10::StorageImpl {
  public:
   /// `local`: this rank's shard; a meta tensor of its sizes if this rank has no data.
   MeshStorage(at::Tensor local, const Placements& placements, const Mesh& mesh);
+  ~MeshStorage() override;
+  MeshStorage(const MeshStorage&) = delete;
+  MeshStorage& operator=(const MeshStorage&) = delete;
 
   /// The local shard, after whatever fills it has finished.
   [[nodiscard]] const at::Tensor& local() {
@@ -75,11 +92,28 @@ class MeshStorage final : public c10::StorageImpl {
   OnStages stage;
   /// How tensors made after this one (zeros_like: the state of an optimizer) lie; null: as this one does.
   std::shared_ptr<const Placements> state_placements;
+  /// A parameter, or what was computed from parameters alone: the block of its module, and which of its parameters.
+  struct OfBlock {
+    std::shared_ptr<const Block> block;
+    int parameter = 0;
+  };
+  OfBlock of_block;
+  /// How the shard came to be, if it is one that can be dropped; see tensor/recompute.h.
+  std::shared_ptr<Value> value;
+  /// Null until recomputation asks for it.
+  std::shared_ptr<SharedMemory> memory;
+
+  /// The shard was written in place.
+  void note_write();
+  /// Frees the shard; `restore` must refill it before it may be read.
+  void drop(Completion restore);
+  void refill(at::Tensor local);
 
   void release_resources() override;
 
  private:
   void complete();
+  void leave_value();
 
   at::Tensor local_;
   Placements placements_;

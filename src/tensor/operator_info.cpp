@@ -31,6 +31,13 @@ bool writes_unannounced(const std::string& name, const c10::Argument& argument) 
   return name.ends_with("batch_norm") && argument.name().starts_with("running_");
 }
 
+/// Products of two dims come from linear layers. Batched ones do not count: those of plain attention give T x T
+/// matrices, which selective recomputation is there to save.
+bool is_expensive(const std::string& base) {
+  return base == "aten::mm" || base == "aten::addmm" || base == "aten::convolution" ||
+         base.starts_with("aten::_scaled_dot_product_");
+}
+
 int argument_returned_as(const c10::Argument& result, const std::vector<c10::Argument>& arguments) {
   if (!is_written(result)) return -1;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
@@ -76,6 +83,8 @@ OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().nam
   changes_metadata = op.hasTag(at::Tag::inplace_view);
   deferral = deferral_of(op.operator_name());
   random = op.hasTag(at::Tag::nondeterministic_seeded);
+  reads_sizes_only = name.ends_with("_like") || name.starts_with("aten::new_");
+  expensive = is_expensive(base_name(name));
   sizes_depend_on_values = op.hasTag(at::Tag::dynamic_output_shape);
 }
 

@@ -246,7 +246,9 @@ void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
   }
   if (reduced == storage.placements()) return;
   const at::Tensor& local = storage.local();
+  const std::shared_ptr<Value> before = storage.value;
   storage.replace(redistribute_local(local, tensor.sizes(), storage.placements(), reduced, storage.mesh()), reduced);
+  if (before != nullptr) MeshRuntime::of(storage.mesh()).recompute.add_reduction(tensor, before);
 }
 
 at::Tensor read_as(const at::Tensor& tensor, const Placements& to) {

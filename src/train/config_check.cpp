@@ -57,9 +57,11 @@ void check_data(const TrainConfig& config, Problems& problems) {
 void check_mesh(const TrainConfig& config, Problems& problems) {
   std::int64_t replicas = 1;
   bool has_dp_shard = config.mesh.empty();
+  bool has_pp = config.mesh.empty();
   try {
     for (const auto& axis : parse_axes(config.mesh)) {
       has_dp_shard = has_dp_shard || axis.name == "dp_shard";
+      has_pp = has_pp || axis.name == "pp";
       if (axis.name == "dp_replicate" || axis.name == "dp_shard") replicas *= std::max(axis.size, 1);
     }
   } catch (const ConfigError& error) {
@@ -74,6 +76,11 @@ void check_mesh(const TrainConfig& config, Problems& problems) {
     problems.emplace_back("plan.zero", fmt::format("{} shards over axis dp_shard, which mesh \"{}\" does not have; allowed: "
                                                    "0, or a mesh such as dp_shard=4",
                                                    config.plan.zero, config.mesh));
+  }
+  if (config.plan.balance != "parameters" && !has_pp) {
+    problems.emplace_back("plan.balance", fmt::format("\"{}\" balances stages over axis pp, which mesh \"{}\" does not "
+                                                      "have; leave it, or take a mesh such as pp=2",
+                                                      config.plan.balance, config.mesh));
   }
   if (config.batch < replicas) {
     problems.emplace_back("batch",

@@ -93,12 +93,35 @@ pipeline::Schedule any_schedule_of(const TrainConfig& config, int ranks) {
   return schedule_of(config, ranks, is_file && microbatches == 1 ? 0 : static_cast<int>(microbatches));
 }
 
-Workload prepared_workload(const TrainConfig& config, const std::optional<Mesh>& mesh) {
+/// One micro-batch of one data-parallel rank.
+Batch sample_batch(const TrainConfig& config, const Dataset& data, const Mesh& mesh) {
+  const int replicas = size_of(mesh.axes(), "dp_replicate") * size_of(mesh.axes(), "dp_shard");
+  const std::int64_t samples = std::max<std::int64_t>(1, config.batch / replicas / config.microbatches);
+  Batch batch = data.train.slice(0, samples);
+  if (batch.input.is_floating_point()) batch.input = batch.input.to(dtype_of(config.precision));
+  return {batch.input.to(mesh.device()), batch.target.to(mesh.device())};
+}
+
+/// Measured where stages are to be balanced by it.
+std::vector<PartCost> costs_of(const TrainConfig& config, const Workload& workload, const Dataset& data,
+                               const Mesh& mesh) {
+  if (config.plan.balance == "parameters" || size_of(mesh.axes(), "pp") == 1) return {};
+  std::optional<Autocast> autocast;
+  if (const auto dtype = autocast_dtype(config.precision)) autocast.emplace(mesh.device().type(), *dtype);
+  std::vector<PartCost> costs = measure_parts(workload, sample_batch(config, data, mesh));
+  agree_on_costs(costs, mesh);
+  return costs;
+}
+
+Workload prepared_workload(const TrainConfig& config, const Dataset& data, const std::optional<Mesh>& mesh) {
   Workload workload = make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   if (!config.weights.empty()) load_weights(*workload.module, config.weights);
   const c10::Device device = mesh ? mesh->device() : c10::Device(config.device);
   workload.module->to(device, dtype_of(config.precision));
-  if (mesh) distribute(*workload.module, *mesh, plan_of(config, *workload.module, mesh->axes()));
+  if (mesh) {
+    const std::vector<PartCost> costs = costs_of(config, workload, data, *mesh);
+    distribute(*workload.module, *mesh, plan_of(config, *workload.module, mesh->axes(), costs));
+  }
   return workload;
 }
 
@@ -137,19 +160,24 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
   if (stages > 1 && config.microbatches > 1) (void)schedule_of(config, stages, static_cast<int>(config.microbatches));
 }
 
-Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes) {
+Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes,
+             const std::vector<PartCost>& costs) {
   const auto ready = ready_plans().find(config.model.name);
   Plan plan = !config.plan.file.empty()      ? Plan::load(config.plan.file)
               : ready != ready_plans().end() ? ready->second(module.named_parameters().keys(), config.plan)
                                              : Plan();
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
+  if (const Recompute mode = parse_recompute(config.plan.recompute); mode != Recompute::kNone) plan.recompute(mode);
   const int ranks = size_of(axes, "pp");
-  if (ranks > 1 && plan.stages().empty()) {
-    const pipeline::Schedule schedule = any_schedule_of(config, ranks);
-    const bool is_v = schedule.num_stages() == 2 * ranks && schedule.rank_of_stage.back() == 0;
-    plan.stages(balanced_stages(module, schedule.num_stages()), is_v ? StageOrder::kV : StageOrder::kLoop);
-  }
-  return plan;
+  if (ranks == 1 || !plan.stages().empty()) return plan;
+  const pipeline::Schedule schedule = any_schedule_of(config, ranks);
+  const bool is_v = schedule.num_stages() == 2 * ranks && schedule.rank_of_stage.back() == 0;
+  const StageOrder order = is_v ? StageOrder::kV : StageOrder::kLoop;
+  if (costs.empty()) return plan.stages(balanced_stages(module, schedule.num_stages()), order);
+  std::map<std::string, double> weights;
+  for (const PartCost& cost : costs) weights[cost.path] = weight_of(cost, config.plan.balance, config.optimizer);
+  const auto weight = [&](const std::string& path, const auto&) { return weights.at(path); };
+  return plan.stages(balanced_stages(module, schedule.num_stages(), weight), order);
 }
 
 Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh,
@@ -158,7 +186,7 @@ Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data,
       data_(std::move(data)),
       mesh_(std::move(mesh)),
       memory_(options.count_memory ? std::make_unique<MemoryMeter>() : nullptr),
-      workload_(prepared_workload(config, mesh_)),
+      workload_(prepared_workload(config, *data_, mesh_)),
       optimizer_(optimizer_table().at(config.optimizer.name)(workload_.module->parameters(), config.optimizer)),
       scaler_({.init_scale = config.loss_scale, .enabled = config.precision == "fp16"}),
       batches_(data_->train, batch_order(config.data), static_cast<std::uint64_t>(config.seed), config.batch) {

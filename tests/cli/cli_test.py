@@ -268,6 +268,8 @@ class BadInput(unittest.TestCase):
         (["simulate"], 2, ["--mesh", "pp=4"]),
         (["simulate", "--mesh", "dp=2"], 2, ["dp=2", "no axis pp"]),
         (["simulate", "--mesh", "pp=0"], 2, ["pp=0", "at least 1"]),
+        (["simulate", "--mesh", "pp=65"], 2, ["pp=65", "65 stages", "up to 64"]),
+        (["simulate", "--mesh", "pp=33", "--schedule", "zbv"], 2, ["pp=33", "66 stages", "or chunks"]),
         (["simulate", "--mesh", "pp=2,pp=2"], 2, ["pp", "twice"]),
         (["simulate", "--mesh", "pp=2,tq=2"], 2, ["\"tq\"", "\"tp\""]),
         (["simulate", "--mesh", "pp=2", "--schedule", "1f1"], 2, ["\"1f1\"", "did you mean \"1f1b\""]),

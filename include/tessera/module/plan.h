@@ -13,6 +13,7 @@
 
 #include "tessera/mesh/mesh.h"
 #include "tessera/mesh/stage_order.h"
+#include "tessera/tensor/recompute.h"
 
 namespace torch::nn {
 class Module;
@@ -43,6 +44,7 @@ struct ParameterLayout {
 ///   prefetch_bytes = 8388608    # optional: see prefetch_bytes()
 ///   reduce_dtype = "float32"    # optional: see reduce_dtype()
 ///   stages = [["embed", "block0-1"], ["block2-3", "head"]]   # optional: see stages()
+///   recompute = "selective"     # optional: see recompute()
 ///
 ///   [[parameters]]
 ///   match = "block*.qkv.*"
@@ -95,6 +97,14 @@ class Plan {
   Plan& reduce_dtype(c10::ScalarType dtype);
   [[nodiscard]] const std::optional<c10::ScalarType>& reduce_dtype() const noexcept { return reduce_dtype_; }
 
+  /// Which activations are dropped after forward and made again in backward; see tessera/tensor/recompute.h. Blocks are
+  /// the parts of the module that balanced_stages() names. In the file: recompute = "full".
+  Plan& recompute(Recompute mode) noexcept {
+    recompute_ = mode;
+    return *this;
+  }
+  [[nodiscard]] Recompute recompute() const noexcept { return recompute_; }
+
   /// Pipeline stages: patterns[k] names what lies on stage k of axis pp, parameters and buffers. Each must be named,
   /// and the first stage that names it has it; a tied parameter lies on the stages of all its names. Without effect on
   /// a mesh without pp. In the file: stages = [["embed", "block0-1"], ["block2-3", "head"]].
@@ -133,6 +143,7 @@ class Plan {
   int zero_ = 0;
   std::int64_t prefetch_bytes_ = 0;
   std::optional<c10::ScalarType> reduce_dtype_;
+  Recompute recompute_ = Recompute::kNone;
   std::vector<std::vector<std::string>> stages_;
   StageOrder stage_order_ = StageOrder::kLoop;
 };

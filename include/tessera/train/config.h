@@ -55,6 +55,12 @@ struct PlanConfig {
   /// gpt: activations between tensor-parallel products lie sharded over the sequence; not with a plan file, which says so
   /// itself.
   bool sequence_parallel = false;
+  /// Activations that are dropped after forward and made again in backward: none (or as the plan file says) | selective
+  /// | full.
+  std::string recompute = "none";
+  /// What is alike on all pipeline stages, where the plan file names none: parameters | time (forward and backward of
+  /// each part, measured by rank 0) | memory (parameters, gradients, optimizer state and activations).
+  std::string balance = "parameters";
   friend bool operator==(const PlanConfig&, const PlanConfig&) = default;
 };
 

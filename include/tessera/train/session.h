@@ -15,6 +15,7 @@
 #include "tessera/train/dataset.h"
 #include "tessera/train/memory_meter.h"
 #include "tessera/train/metrics.h"
+#include "tessera/train/part_costs.h"
 #include "tessera/train/workload.h"
 #include "tessera/verify/equivalence.h"
 
@@ -24,9 +25,11 @@ namespace tessera::train {
 /// divide, a batch that the data-parallel degree does not divide (unless `uneven_batches`).
 void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches = false);
 
-/// The plan file that `config` names, else the ready plan of its model; on a mesh with an axis pp, cut into stages of about
-/// equally many parameters if the file names none. Throws ConfigError if the model has fewer parts than stages.
-[[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes);
+/// The plan file that `config` names, else the ready plan of its model; on a mesh with an axis pp, cut into stages of
+/// about equal weight if the file names none: equally many parameters, or, with `costs` of all parts, what
+/// config.plan.balance says. Throws ConfigError if the model has fewer parts than stages.
+[[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes,
+                           const std::vector<PartCost>& costs = {});
 
 struct SessionOptions {
   /// Counts the tensor memory of this thread from before the model is made.
