@@ -77,6 +77,7 @@ OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().nam
   deferral = deferral_of(op.operator_name());
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   sizes_depend_on_values = op.hasTag(at::Tag::dynamic_output_shape);
+  is_cast = name == "aten::_to_copy";
 }
 
 }  // namespace tessera::tensor

@@ -38,6 +38,7 @@ struct OperatorInfo {
   bool sizes_depend_on_values = false;  ///< nonzero, index with a mask ...
   bool gives_values = false;            ///< item() and what else returns no tensors
   Deferral deferral = Deferral::kNone;
+  bool is_cast = false;                 ///< the same value in another dtype or on another device
 };
 
 /// "aten::add_" -> "aten::add"; "aten::__iand__" -> "aten::__and__".
