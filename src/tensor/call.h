@@ -67,6 +67,7 @@ class Call {
   void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const;
   [[nodiscard]] Placements output_placements(const Decision& decision, std::size_t output) const;
   void note_view(const at::Tensor& result, const Decision& decision) const;
+  void note_cast(const at::Tensor& result) const;
   [[nodiscard]] at::Tensor tensor_of_argument(int argument) const;
   [[nodiscard]] at::Tensor fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
                                     std::size_t output) const;

@@ -66,6 +66,7 @@ at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std
   }
   at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
   note_view(result, decision);
+  note_cast(result);
   return result;
 }
 
@@ -114,6 +115,13 @@ void Call::note_view(const at::Tensor& result, const Decision& decision) const {
     storage.gather_ahead = base.gather_ahead;
   }
   storage.stage.pinned = base.stage.pinned;
+}
+
+/// A parameter in another dtype, as autocast makes it, is gathered at use as the parameter is.
+void Call::note_cast(const at::Tensor& result) const {
+  if (!info_.is_cast || !is_mesh(tensors_[0].tensor)) return;
+  const MeshStorage& from = storage_of(tensors_[0].tensor);
+  if (storage_of(result).placements() == from.placements()) storage_of(result).gathered_at_use = from.gathered_at_use;
 }
 
 void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const {

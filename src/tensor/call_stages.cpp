@@ -251,6 +251,7 @@ c10::IValue Call::absent_output(const OutputShape& shape, const Decision& decisi
     list.push_back(wrap_absent(tensor.sizes, tensor.strides, tensor.offset, tensor.dtype,
                                output_placements(decision, output), *mesh_));
     note_view(list.get(list.size() - 1), decision);
+    note_cast(list.get(list.size() - 1));
   }
   return shape.is_list ? c10::IValue(std::move(list)) : c10::IValue(list.get(0));
 }

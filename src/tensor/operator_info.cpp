@@ -86,6 +86,7 @@ OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().nam
   reads_sizes_only = name.ends_with("_like") || name.starts_with("aten::new_");
   expensive = is_expensive(base_name(name));
   sizes_depend_on_values = op.hasTag(at::Tag::dynamic_output_shape);
+  is_cast = name == "aten::_to_copy";
 }
 
 }  // namespace tessera::tensor

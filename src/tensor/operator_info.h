@@ -40,6 +40,7 @@ struct OperatorInfo {
   bool expensive = false;               ///< selective recomputation keeps what it gives
   bool gives_values = false;            ///< item() and what else returns no tensors
   Deferral deferral = Deferral::kNone;
+  bool is_cast = false;                 ///< the same value in another dtype or on another device
 };
 
 /// "aten::add_" -> "aten::add"; "aten::__iand__" -> "aten::__and__".

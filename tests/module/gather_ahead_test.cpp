@@ -265,6 +265,36 @@ TEST(GatherAhead, follows_micro_batches_that_are_reduced_together) {
   });
 }
 
+TEST(GatherAhead, trains_as_one_device_in_the_order_of_a_pipeline_schedule) {
+  const torch::optim::SGDOptions options(0.1);
+  const auto train_steps = [](Chain& chain, FusedSgd* optimizer, const StepOptions& step_options) {
+    for (int index = 0; index < 4; ++index) {
+      if (optimizer != nullptr) optimizer->zero_grad();
+      (void)step(*chain, test::inputs(index), goal(), test::squared_error, step_options);
+      if (optimizer != nullptr) optimizer->step();
+    }
+  };
+  Chain alone = make_chain();
+  FusedSgd expected(alone->parameters(), options);
+  train_steps(alone, &expected, {});
+  for (const std::int64_t window : {std::int64_t{0}, kLayerBytes, kEverything}) {
+    for (const bool in_backward : {false, true}) {
+      SCOPED_TRACE(window);
+      test::on_mesh("pp=2,dp_shard=2", [&](const Mesh& mesh) {
+        Chain chain = make_chain();
+        distribute(*chain, mesh, zero_3(window).stages({{"layers.0"}, {"layers.1-2"}}));
+        FusedSgd optimizer(chain->parameters(), options);
+        std::optional<ApplyInBackward> updates;
+        if (in_backward) updates.emplace(apply_in_backward<FusedSgd>(chain->parameters(), options));
+        train_steps(chain, in_backward ? nullptr : &optimizer, {.microbatches = 4});
+        for (std::size_t i = 0; i < alone->parameters().size(); ++i) {
+          EXPECT_LE(test::difference(chain->parameters()[i], alone->parameters()[i]), kRounding) << i;
+        }
+      });
+    }
+  }
+}
+
 TEST(Plan, WritesAndReadsWhatItGathersAhead) {
   EXPECT_EQ(Plan::parse(zero_3(4096).to_toml(), "plan.toml").prefetch_bytes(), 4096);
   EXPECT_EQ(Plan::parse("zero = 3", "plan.toml").prefetch_bytes(), 0);

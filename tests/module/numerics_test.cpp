@@ -53,6 +53,29 @@ TEST(Autocast, ComputesIn16BitsAndKeepsFloatGradientsOnEveryLayout) {
   }
 }
 
+// A parameter's 16-bit copy is sharded as the parameter is: to save memory, not to compute with the shard.
+TEST(Autocast, GathersParametersOfZero3WhereTheyAreUsed) {
+  for (const char* axes : {"dp_shard=2", "pp=2,dp_shard=2"}) {
+    test::on_mesh(axes, [](const Mesh& mesh) {
+      test::Net net = test::make_net();
+      net->to(at::kFloat);
+      distribute(*net, mesh, Plan().zero(3).stages({{"first"}, {"second"}}));
+      const Tensor x = shard_batch(mesh, test::inputs().to(at::kFloat));
+      const comm::Communicator& group = mesh.along(mesh.axis_index("dp_shard"));
+      const std::int64_t before = group.traffic().bytes;
+      const Autocast guard(at::kCPU, at::kBFloat16);
+      const Tensor y = net->forward(x);
+      EXPECT_EQ(placements(y)[mesh.axis_index("dp_shard")], Shard(0)) << "the batch was moved instead";
+      // Weights and biases travel in 16 bits; 5 outputs over two ranks as 6 rows.
+      const std::int64_t first = 14 * (10 + 1) * 2;
+      const std::int64_t second = 6 * (14 + 1) * 2;
+      const int stages = mesh.axis_index("pp");
+      const std::int64_t here = stages < 0 ? first + second : mesh.coordinate(stages) == 0 ? first : second;
+      EXPECT_EQ(group.traffic().bytes - before, here);
+    });
+  }
+}
+
 TEST(Autocast, RestoresWhatWasBeforeAndRefusesFloat) {
   const auto before = at::autocast::get_autocast_dtype(at::kCPU);
   {
