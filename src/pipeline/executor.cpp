@@ -59,14 +59,14 @@ struct Executor::Microbatch {
   std::unique_ptr<Pausable> passes;
 };
 
-Executor::Executor(tensor::MeshRuntime& runtime, int num_microbatches, Work work)
-    : runtime_(runtime), work_(std::move(work)) {
+Executor::Executor(const Mesh& mesh, int num_microbatches, Work work)
+    : runtime_(tensor::MeshRuntime::of(mesh)), device_(mesh.device()), work_(std::move(work)) {
   // Draws of a micro-batch are numbered from where the mesh stands, under the micro-batch's own number.
   constexpr int kDrawBits = 40;
   for (int index = 0; index < num_microbatches; ++index) {
     auto& microbatch = *microbatches_.emplace_back(std::make_unique<Microbatch>());
     microbatch.counts.number = static_cast<std::uint32_t>(index) + 1;
-    microbatch.counts.random = runtime.random;
+    microbatch.counts.random = runtime_.random;
     microbatch.counts.random.num_draws += static_cast<std::uint64_t>(index) << kDrawBits;
   }
 }
@@ -125,12 +125,13 @@ void Executor::advance(const Action& action) {
   }
   if (is_forward ? microbatch.forward_done : microbatch.backward_done) return;
   if (microbatch.passes == nullptr) {
-    microbatch.passes = std::make_unique<Pausable>([this, &microbatch, index] {
+    const auto both = [this, &microbatch, index] {
       forward(microbatch, index);
       if (!work_.backward) return;
       microbatch.passes->pause();
       backward(microbatch, index);
-    });
+    };
+    microbatch.passes = std::make_unique<Pausable>(both, device_);
   }
   microbatch.passes->resume();
   if (microbatch.passes->ended()) microbatch.passes.reset();

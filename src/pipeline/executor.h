@@ -22,7 +22,7 @@ struct Work {
 /// Runs micro-batches of one step: which messages and random numbers are whose, and in which order a rank computes.
 class Executor {
  public:
-  Executor(tensor::MeshRuntime& runtime, int num_microbatches, Work work);
+  Executor(const Mesh& mesh, int num_microbatches, Work work);
   ~Executor();
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
@@ -43,6 +43,7 @@ class Executor {
   void await_turn(StageSet stages);
 
   tensor::MeshRuntime& runtime_;
+  c10::Device device_;
   Work work_;
   std::vector<std::unique_ptr<Microbatch>> microbatches_;
   int num_chunks_ = 1;

@@ -4,14 +4,28 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ThreadLocalState.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <optional>
 #include <utility>
 
 namespace tessera::pipeline {
 
-Pausable::Pausable(std::function<void()> body) : body_(std::move(body)) {
-  thread_ = std::thread([this, state = at::ThreadLocalState(), num_threads = at::get_num_threads()] {
+namespace {
+
+std::optional<c10::Stream> current_stream(c10::Device device) {
+  if (device.is_cpu()) return std::nullopt;
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
+
+}  // namespace
+
+Pausable::Pausable(std::function<void()> body, c10::Device device) : body_(std::move(body)) {
+  thread_ = std::thread([this, state = at::ThreadLocalState(), num_threads = at::get_num_threads(),
+                         stream = current_stream(device)] {
     const at::ThreadLocalStateGuard guard(state);
+    const c10::OptionalStreamGuard on_stream(stream);
     // OpenMP keeps the number per thread.
     at::set_num_threads(num_threads);
     run();

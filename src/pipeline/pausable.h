@@ -2,6 +2,8 @@
 // A function that can stop in the middle and go on later.
 #pragma once
 
+#include <c10/core/Device.h>
+
 #include <condition_variable>
 #include <exception>
 #include <functional>
@@ -15,8 +17,9 @@ namespace tessera::pipeline {
 /// turns need two of them.
 class Pausable {
  public:
-  /// `body` may call `pause()` on the object; it runs with the LibTorch state of the thread that constructs.
-  explicit Pausable(std::function<void()> body);
+  /// `body` may call `pause()` on the object; it runs with the LibTorch state of the thread that constructs, and its stream
+  /// on `device`.
+  Pausable(std::function<void()> body, c10::Device device);
   /// If the body has not ended, its pause() throws and it unwinds.
   ~Pausable();
   Pausable(const Pausable&) = delete;

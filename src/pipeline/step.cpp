@@ -165,7 +165,7 @@ class Step {
         backward(microbatch);
       };
     }
-    pipeline::Executor(tensor::MeshRuntime::of(*mesh_), options_.microbatches, all).run_one_by_one();
+    pipeline::Executor(*mesh_, options_.microbatches, all).run_one_by_one();
   }
 
   void run_on_stages() {
@@ -180,7 +180,7 @@ class Step {
 
   void run_schedule() {
     tensor::MeshRuntime& runtime = tensor::MeshRuntime::of(*mesh_);
-    pipeline::Executor executor(runtime, options_.microbatches, work());
+    pipeline::Executor executor(*mesh_, options_.microbatches, work());
     std::optional<Memory> own;
     Memory& memory = reducer_ != nullptr ? memory_of(*reducer_) : own.emplace();
     const pipeline::Schedule& schedule = schedule_for(memory);

@@ -90,7 +90,7 @@ class Call {
   void run_each_element();
   void bring_operands(StageSet stages) const;
   void finish_sends_of_written() const;
-  void compute(Decision& decision);
+  void compute_now_or_later(Decision& decision);
   [[nodiscard]] bool differs_each_time() const;
   void agree_on_results(Decision& decision, std::int64_t num_draws);
   [[nodiscard]] bool knows_results(Decision& decision) const;

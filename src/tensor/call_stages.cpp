@@ -123,7 +123,7 @@ void Call::run_on_stages(Decision& decision) {
   bring_operands(decision.stages);
   if (here != 0) {
     const std::uint64_t draws_before = runtime_->random.num_draws;
-    compute(decision);
+    compute_now_or_later(decision);
     agree_on_results(decision, static_cast<std::int64_t>(runtime_->random.num_draws - draws_before));
   } else {
     skip(decision);
@@ -131,7 +131,7 @@ void Call::run_on_stages(Decision& decision) {
   stages.progress();
 }
 
-void Call::compute(Decision& decision) {
+void Call::compute_now_or_later(Decision& decision) {
   if (can_wait(decision)) {
     run_later(decision);
     return;

@@ -57,13 +57,14 @@ class AddKernel final : public c10::OperatorKernel {
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     const at::Tensor& sum = stack->at(stack->size() - 3).toTensor();
     const at::Tensor& gradient = stack->at(stack->size() - 2).toTensor();
-    if (!autograd_adds_up() || !lie_on_different_stages(sum, gradient)) {
-      if (autograd_adds_up()) own_memory(sum);
-      in_place_(op, keys, stack);
+    const bool by_autograd = autograd_adds_up() && stack->back().toScalar().equal(1);
+    if (by_autograd && lie_on_different_stages(sum, gradient)) {
+      add_up_across_stages(sum, gradient);
+      stack->erase(stack->end() - 2, stack->end());
       return;
     }
-    add_up_across_stages(sum, gradient);
-    stack->erase(stack->end() - 2, stack->end());
+    if (by_autograd) own_memory(sum);
+    in_place_(op, keys, stack);
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/mesh/mesh.h"
+#include "tessera/pipeline/schedule.h"
 #include "train/config_values.h"
 #include "train/names.h"
 
@@ -94,6 +95,11 @@ void check_numerics(const TrainConfig& config, Problems& problems) {
   if (config.batch < config.microbatches) {
     problems.emplace_back("microbatches", fmt::format("batch = {} samples do not make {} micro-batches; allowed: 1 to {}",
                                                       config.batch, config.microbatches, config.batch));
+  }
+  const std::vector<std::string> names = pipeline::schedule_names();
+  if (!config.schedule.starts_with("file:") && std::find(names.begin(), names.end(), config.schedule) == names.end()) {
+    problems.emplace_back("schedule", fmt::format("\"{}\" is no schedule; allowed: {}, file:PATH", config.schedule,
+                                                  fmt::join(names, ", ")));
   }
   if (config.check_finite && config.precision == "fp16") {
     problems.emplace_back("check_finite",

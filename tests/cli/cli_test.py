@@ -129,6 +129,14 @@ class Verify(unittest.TestCase):
         self.holds("--model", "cnn", "--mesh", "pp=3,dp=2", "--steps", "2")
         self.holds("--model", "resnet", "--mesh", "pp=2,tp=2", "--steps", "2")
 
+    def test_holds_for_every_schedule_in_micro_batches(self):
+        for schedule in ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zbv", "dualpipev"):
+            self.holds(*TINY_GPT, "--layers", "4", "--batch", "8", "--mesh", "pp=2,dp=2", "--schedule", schedule,
+                       "--microbatches", "4")
+        self.holds("--model", "cnn", "--mesh", "pp=2,tp=2", "--schedule", "zb-h1", "--microbatches", "4")
+        self.holds(*TINY_GPT, "--tie", "--dropout", "0.1", "--sequence-parallel", "--zero", "3", "--recompute", "full",
+                   "--mesh", "pp=2,dp_shard=2,tp=2", "--microbatches", "3")
+
     def test_refuses_more_stages_than_the_model_has_parts(self):
         result = run("verify", *TINY_GPT, "--mesh", "pp=16")
         self.assertEqual(result.returncode, 2, result.stderr)
@@ -161,6 +169,17 @@ class Numerics(unittest.TestCase):
             self.assertAlmostEqual(ours["loss"], reference["loss"], delta=1e-4)
             # Of each micro-batch the count of its targets.
             self.assertLessEqual(ours["comm_bytes"] - reference["comm_bytes"], 64)
+
+    def test_a_pipeline_trains_as_one_device_and_leaves_a_trace(self):
+        alone = self.steps("--microbatches", "4")
+        with tempfile.TemporaryDirectory() as folder:
+            trace = pathlib.Path(folder) / "trace.json"
+            piped = self.steps("--mesh", "pp=2,dp=2", "--microbatches", "4", "--trace", str(trace))
+            events = json.loads(trace.read_text())["traceEvents"]
+        for ours, reference in zip(piped, alone, strict=True):
+            self.assertAlmostEqual(ours["loss"], reference["loss"], delta=1e-4)
+        names = [event["name"] for event in events if event["ph"] == "X" and event["pid"] == 1]
+        self.assertEqual(names, ["1F0", "1B0", "1F1", "1B1", "1F2", "1B2", "1F3", "1B3"])
 
     def test_16_bit_precisions_lower_the_loss_and_hold_on_meshes(self):
         exact = self.steps("--mesh", "dp=2,tp=2")
@@ -246,6 +265,9 @@ class BadInput(unittest.TestCase):
         (["train", "--batch", "10", "--mesh", "dp=4"], 2, ["batch = 10", "multiple of 4"]),
         (["train", "--batch", "2", "--microbatches", "3"], 2, ["microbatches", "batch = 2", "3 micro-batches", "1 to 2"]),
         (["train", "--batch", "4", "--microbatches", "2", "--mesh", "dp=4"], 2, ["batch = 4", "microbatches = 2", "of 8"]),
+        (["train", "--mesh", "pp=2", "--schedule", "zvb", "--microbatches", "4"], 2, ["zvb", "zbv"]),
+        (["train", "--mesh", "pp=2", "--schedule", "zbv", "--chunks", "3", "--microbatches", "4"], 2, ["zbv", "3", "2"]),
+        (["train", "--mesh", "pp=4", "--schedule", "dualpipev", "--microbatches", "4"], 2, ["dualpipev", "micro-batches", "8"]),
         (["train", "--precision", "fp8"], 2, ["fp8", "bf16", "fp16"]),
         (["train", "--precision", "fp16", "--check-finite"], 2, ["check_finite", "bf16"]),
         (["train", "--batch", "many"], 2, ["--batch", "many", "integer"]),
