@@ -68,8 +68,7 @@ Plan plan_for(const pipeline::Schedule& schedule) {
   std::vector<std::vector<std::string>> stages;
   for (int i = 0; i < schedule.num_stages(); ++i) stages.push_back({"weight" + std::to_string(i)});
   stages.front().push_back("shift");
-  const bool is_v = schedule.num_chunks == 2 && schedule.rank_of_stage.back() == 0;
-  return Plan().stages(std::move(stages), is_v ? StageOrder::kV : StageOrder::kLoop);
+  return Plan().stages(std::move(stages), pipeline::stage_order(schedule));
 }
 
 /// Milliseconds from the first action's start to the last one's end, over all ranks; the least of the repeats.

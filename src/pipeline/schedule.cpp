@@ -28,4 +28,9 @@ std::vector<int> peak_activations(const Schedule& schedule) {
   return peaks;
 }
 
+StageOrder stage_order(const Schedule& schedule) noexcept {
+  const bool turns = schedule.num_chunks == 2 && schedule.rank_of_stage.back() == 0;
+  return turns ? StageOrder::kV : StageOrder::kLoop;
+}
+
 }  // namespace tessera::pipeline

@@ -171,8 +171,7 @@ Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const s
   const int ranks = size_of(axes, "pp");
   if (ranks == 1 || !plan.stages().empty()) return plan;
   const pipeline::Schedule schedule = any_schedule_of(config, ranks);
-  const bool is_v = schedule.num_stages() == 2 * ranks && schedule.rank_of_stage.back() == 0;
-  const StageOrder order = is_v ? StageOrder::kV : StageOrder::kLoop;
+  const StageOrder order = pipeline::stage_order(schedule);
   if (costs.empty()) return plan.stages(balanced_stages(module, schedule.num_stages()), order);
   std::map<std::string, double> weights;
   for (const PartCost& cost : costs) weights[cost.path] = weight_of(cost, config.plan.balance, config.optimizer);

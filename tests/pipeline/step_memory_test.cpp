@@ -86,7 +86,7 @@ TEST_P(Held, activations_are_as_many_as_the_validator_says) {
     const int microbatches = 2 * ranks + 1;
     const pipeline::Schedule schedule =
         pipeline::make_schedule(GetParam(), {.ranks = ranks, .microbatches = microbatches});
-    const bool is_v = schedule.num_chunks == 2 && schedule.rank_of_stage.back() == 0;
+    const bool is_v = pipeline::stage_order(schedule) == StageOrder::kV;
     const std::vector<int> validator = pipeline::peak_activations(schedule);
     for (int rank = 0; rank < (is_v ? ranks - 1 : ranks); ++rank) {
       ASSERT_EQ(expected_units(schedule, rank), validator[static_cast<std::size_t>(rank)]);

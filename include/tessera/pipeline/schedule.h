@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "tessera/mesh/stage_order.h"
+
 namespace tessera::pipeline {
 
 /// What a rank does with one micro-batch on one stage.
@@ -102,6 +104,9 @@ void validate(const Schedule& schedule, const ValidateOptions& options = {});
 ///           zbv          m >= 2p - 1: 2p chunks
 ///           dualpipev    2p + 1 chunks
 [[nodiscard]] std::vector<int> peak_activations(const Schedule& schedule);
+
+/// The order for Plan::stages() in which stages lie where the schedule runs them: kV if they turn back at the last rank.
+[[nodiscard]] StageOrder stage_order(const Schedule& schedule) noexcept;
 
 /// The text form: one line per rank, actions separated by commas, "0F0,0F1,0B0". Ranks, chunks and stages are read off
 /// it: a stage is on the rank in whose row it appears. It is the subset of the schedule files of PyTorch
