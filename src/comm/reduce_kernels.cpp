@@ -9,6 +9,7 @@
 
 #include "comm/clones.h"
 #include "comm/fingerprint.h"
+#include "comm/fold_operators.h"
 #include "tessera/base/error.h"
 
 namespace tessera::comm::detail {
@@ -82,41 +83,6 @@ struct Float16 {
   }
 };
 
-struct Sum {
-  template <class T>
-  TESSERA_ALWAYS_INLINE static T apply(T a, T b) {
-    if constexpr (std::is_integral_v<T>) {
-      using U = std::make_unsigned_t<T>;
-      return static_cast<T>(static_cast<U>(static_cast<U>(a) + static_cast<U>(b)));
-    } else {
-      return a + b;
-    }
-  }
-};
-struct Product {
-  template <class T>
-  TESSERA_ALWAYS_INLINE static T apply(T a, T b) {
-    if constexpr (std::is_integral_v<T>) {
-      return static_cast<T>(static_cast<std::uint64_t>(a) * static_cast<std::uint64_t>(b));
-    } else {
-      return a * b;
-    }
-  }
-};
-// A NaN on any rank is the result, as in at::max and at::min.
-struct Max {
-  template <class T>
-  TESSERA_ALWAYS_INLINE static T apply(T a, T b) {
-    return (a > b || a != a) ? a : b;
-  }
-};
-struct Min {
-  template <class T>
-  TESSERA_ALWAYS_INLINE static T apply(T a, T b) {
-    return (a < b || a != a) ? a : b;
-  }
-};
-
 template <class Element, class Op, bool kAverage>
 TESSERA_ALWAYS_INLINE void fold(const std::byte* const* sources, int num_sources, std::byte* const* targets,
                                 int num_targets, std::size_t count) {
@@ -161,11 +127,11 @@ TESSERA_ALWAYS_INLINE void fold(const std::byte* const* sources, int num_sources
     fold<element, op, average>(sources, num_sources, targets, num_targets, count);                      \
   }
 #define TESSERA_FOLDS(suffix, element)               \
-  TESSERA_FOLD(sum_##suffix, element, Sum, false)    \
-  TESSERA_FOLD(average_##suffix, element, Sum, true) \
+  TESSERA_FOLD(sum_##suffix, element, Add, false)    \
+  TESSERA_FOLD(average_##suffix, element, Add, true) \
   TESSERA_FOLD(max_##suffix, element, Max, false)    \
   TESSERA_FOLD(min_##suffix, element, Min, false)    \
-  TESSERA_FOLD(product_##suffix, element, Product, false)
+  TESSERA_FOLD(product_##suffix, element, Multiply, false)
 
 TESSERA_FOLDS(float64, Plain<double>)
 TESSERA_FOLDS(float32, Plain<float>)

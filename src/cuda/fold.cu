@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "comm/fold_operators.h"
 #include "cuda/fold.h"
 
 namespace tessera::cuda {
@@ -14,6 +15,10 @@ namespace tessera::cuda {
 namespace {
 
 using comm::ReduceOp;
+using comm::detail::Add;
+using comm::detail::Max;
+using comm::detail::Min;
+using comm::detail::Multiply;
 
 constexpr unsigned kThreads = 256;
 // Enough to fill a GPU; beyond, threads take several packs each.
@@ -33,41 +38,6 @@ constexpr bool kIsSixteenBitFloat = std::is_same_v<T, c10::Half> || std::is_same
 // The type in which elements are accumulated.
 template <class T>
 using Accumulator = std::conditional_t<kIsSixteenBitFloat<T>, float, T>;
-
-struct Add {
-  template <class T>
-  __device__ static T apply(T a, T b) {
-    if constexpr (std::is_integral_v<T>) {
-      using U = std::make_unsigned_t<T>;
-      return static_cast<T>(static_cast<U>(static_cast<U>(a) + static_cast<U>(b)));
-    } else {
-      return a + b;
-    }
-  }
-};
-struct Multiply {
-  template <class T>
-  __device__ static T apply(T a, T b) {
-    if constexpr (std::is_integral_v<T>) {
-      return static_cast<T>(static_cast<std::uint64_t>(a) * static_cast<std::uint64_t>(b));
-    } else {
-      return a * b;
-    }
-  }
-};
-// A NaN on any rank is the result, as in at::max and at::min.
-struct Max {
-  template <class T>
-  __device__ static T apply(T a, T b) {
-    return (a > b || a != a) ? a : b;
-  }
-};
-struct Min {
-  template <class T>
-  __device__ static T apply(T a, T b) {
-    return (a < b || a != a) ? a : b;
-  }
-};
 
 template <class T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Pack {
