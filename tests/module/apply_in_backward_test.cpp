@@ -15,22 +15,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr int kSteps = 4;
-/// Adam divides by the root of tiny second moments, which lifts rounding of 1e-16 by about three digits.
-constexpr double kRounding = 1e-12;
-
-/// Net on one device, updated by step() after backward.
-template <class Optimizer, class Options>
-std::vector<Tensor> train_after_backward(const Options& options) {
-  test::Net net = test::make_net();
-  Optimizer optimizer(net->parameters(), options);
-  for (int index = 0; index < kSteps; ++index) {
-    optimizer.zero_grad();
-    test::backward(net, test::inputs(index), test::targets());
-    optimizer.step();
-  }
-  return net->parameters();
-}
+using test::kRounding;
+using test::kSteps;
 
 std::vector<test::Layout> layouts_and_zero_stages() {
   std::vector<test::Layout> all = test::layouts();
@@ -49,7 +35,7 @@ std::vector<test::Layout> layouts_and_zero_stages() {
 
 template <class Optimizer, class Options>
 void expect_equal_everywhere(const Options& options) {
-  const std::vector<Tensor> expected = train_after_backward<Optimizer>(options);
+  const std::vector<Tensor> expected = test::train_alone<Optimizer>(options);
   for (const test::Layout& layout : layouts_and_zero_stages()) {
     for (const std::int64_t bucket_bytes : {std::int64_t{1}, std::int64_t{1} << 20}) {
       SCOPED_TRACE(layout.name + ", buckets of " + std::to_string(bucket_bytes) + " bytes");
@@ -76,7 +62,7 @@ TEST(ApplyInBackward, trains_as_a_step_after_backward_on_every_layout) {
 
 TEST(ApplyInBackward, trains_plain_parameters_too) {
   const torch::optim::AdamWOptions options(1e-2);
-  const std::vector<Tensor> expected = train_after_backward<torch::optim::AdamW>(options);
+  const std::vector<Tensor> expected = test::train_alone<torch::optim::AdamW>(options);
   test::Net net = test::make_net();
   const ApplyInBackward updates = apply_in_backward<torch::optim::AdamW>(net->parameters(), options);
   for (int index = 0; index < kSteps; ++index) test::backward(net, test::inputs(index), test::targets());

@@ -12,26 +12,13 @@ namespace {
 
 using at::Tensor;
 
-constexpr int kSteps = 5;
-/// Adam divides by the root of tiny second moments, which lifts rounding of 1e-16 by about three digits.
-constexpr double kRounding = 1e-12;
-
-template <class Optimizer, class Options>
-std::vector<Tensor> train_alone(const Options& options) {
-  test::Net net = test::make_net();
-  Optimizer optimizer(net->parameters(), options);
-  for (int index = 0; index < kSteps; ++index) {
-    optimizer.zero_grad();
-    test::backward(net, test::inputs(index), test::targets());
-    optimizer.step();
-  }
-  return net->parameters();
-}
+using test::kRounding;
+using test::kSteps;
 
 template <class Fused, class Reference, class Options>
 void expect_equal(const Options& options) {
-  const std::vector<Tensor> expected = train_alone<Reference>(options);
-  const std::vector<Tensor> alone = train_alone<Fused>(options);
+  const std::vector<Tensor> expected = test::train_alone<Reference>(options);
+  const std::vector<Tensor> alone = test::train_alone<Fused>(options);
   for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_LE(test::difference(alone[i], expected[i]), kRounding);
   test::on_layouts([&](const Mesh& mesh, test::Net& net) {
     Fused optimizer(net->parameters(), options);
@@ -67,7 +54,7 @@ TEST(FusedSgd, MatchesTorchOnPlainAndMeshParameters) {
 
 TEST(FusedAdamW, MatchesTorchUnderEveryZeroStage) {
   const torch::optim::AdamWOptions options(1e-2);
-  const std::vector<Tensor> expected = train_alone<torch::optim::AdamW>(options);
+  const std::vector<Tensor> expected = test::train_alone<torch::optim::AdamW>(options);
   for (const int stage : {1, 2, 3}) {
     for (const char* axes : {"dp_shard=2", "dp_shard=3", "dp_replicate=2,dp_shard=2"}) {
       test::on_mesh(axes, [&](const Mesh& mesh) {

@@ -90,6 +90,24 @@ inline void backward(const Mesh& mesh, Net& net, int seed = 0) {
   backward(net, shard_batch(mesh, inputs(seed)), shard_batch(mesh, targets()));
 }
 
+/// Updates of a Net that tests compare, and how far rounding alone may take them apart.
+/// Adam divides by the root of tiny second moments, which lifts rounding of 1e-16 by about three digits.
+constexpr int kSteps = 5;
+constexpr double kRounding = 1e-12;
+
+/// Parameters of a Net after kSteps on one device.
+template <class Optimizer, class Options>
+[[nodiscard]] std::vector<at::Tensor> train_alone(const Options& options) {
+  Net net = make_net();
+  Optimizer optimizer(net->parameters(), options);
+  for (int index = 0; index < kSteps; ++index) {
+    optimizer.zero_grad();
+    backward(net, inputs(index), targets());
+    optimizer.step();
+  }
+  return net->parameters();
+}
+
 /// Largest absolute difference of two tensors, either of which may be a mesh tensor.
 [[nodiscard]] inline double difference(const at::Tensor& a, const at::Tensor& b) {
   return (full(a).detach() - full(b).detach()).abs().max().item<double>();
