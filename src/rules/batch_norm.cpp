@@ -181,11 +181,22 @@ std::vector<Sizes> statistics_sizes(const OpCall& call) {
   return sizes;
 }
 
+/// What LibTorch makes of an input without elements, of any number of dims: gradients are zeros, not absent.
+at::Tensor scaled_copy(const at::Tensor& empty, const std::optional<at::Tensor>& weight,
+                       const std::optional<at::Tensor>& bias) {
+  at::Tensor output = empty.clone();
+  if (weight && weight->defined()) output = output * (*weight)[0];
+  if (bias && bias->defined()) output = output + (*bias)[0];
+  return output;
+}
+
 /// Never cuDNN's own operator: backward needs a reserve of its forward, which statistics over several ranks do not have.
 at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
                       const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& running_mean,
                       const std::optional<at::Tensor>& running_var, bool training, double momentum, double eps,
                       bool /*cudnn_enabled*/) {
+  if (input.numel() == 0) return scaled_copy(input, weight, bias);
+  check<ShapeError>(input.dim() >= 2, "batch_norm: an input of {} dims; allowed: [samples, channels, ...]", input.dim());
   for (const auto& vector : {weight, bias, running_mean, running_var}) {
     const bool fits = !vector || !vector->defined() || vector->numel() == input.size(1);
     check<ShapeError>(fits, "batch_norm: {} numbers for {} channels", fits ? 0 : vector->numel(), input.size(1));

@@ -105,7 +105,8 @@ class Results:
             print(line)
 
     def write_table(self, path: pathlib.Path):
-        head, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        head, _, rest = text.partition(BEGIN)
         tail = rest.partition(END)[2]
         path.write_text(head + BEGIN + "\n\n" + "\n".join(self.table()) + "\n" + END + tail, encoding="utf-8")
 
