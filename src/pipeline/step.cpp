@@ -14,6 +14,7 @@
 
 #include "module/gradient_reducer.h"
 #include "pipeline/executor.h"
+#include "tensor/backward_order.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
 #include "tessera/module/distribute.h"
@@ -139,6 +140,9 @@ class Step {
     const auto index = static_cast<std::size_t>(microbatch);
     parts_[index].clear();
     const at::Tensor root = std::exchange(roots_[index], at::Tensor());
+    if (mesh_ != nullptr && num_stages() > 1 && parts_.size() > 1) {
+      tensor::go_back_stage_by_stage(root, tensor::MeshRuntime::of(*mesh_).stages.forward());
+    }
     root.backward();
   }
 
@@ -241,7 +245,8 @@ class Step {
     check<ConfigError>(seen.goes_back.empty(),
                        "step: forward comes back to an earlier pipeline stage at {}, so micro-batches cannot follow each "
                        "other through the stages; give the stages in the order in which forward uses their parameters, "
-                       "put the operands of {} on one stage, or use microbatches = 1",
+                       "say which later stage has a tied parameter too (\"+name\"), put the operands of {} on one stage, "
+                       "or use microbatches = 1",
                        seen.goes_back, seen.goes_back);
     check<ConfigError>(seen.tells_in_backward.empty(),
                        "step: {} in backward gives numbers or sizes that all pipeline stages have to wait for; use "

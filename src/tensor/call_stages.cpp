@@ -101,17 +101,21 @@ void Call::finish_sends_of_written() const {
 
 /// What keeps pipeline schedules from running the micro-batches of this program in their order.
 void Call::note_hindrances(const Decision& decision) const {
+  if (runtime_->stages.conductor().in_schedule_order) return;
   StageRuntime::Hindrances& seen = runtime_->stages.hindrances();
   const bool backward = in_backward();
   if (info_.gives_values || info_.sizes_depend_on_values) (backward ? seen.tells_in_backward : seen.tells_in_forward) = info_.name;
   if (backward) return;
   const StageMap& map = runtime_->stages.map();
+  ForwardOrder& order = runtime_->stages.forward_order();
   for (const TensorSlot& slot : tensors_) {
     if (!is_mesh(slot.tensor)) continue;
+    if (storage_of(slot.tensor).stage.pinned != 0) continue;
     const StageSet lies = map.set_of(storage_of(slot.tensor).placements());
-    const bool is_parameter = storage_of(slot.tensor).stage.pinned != 0;
-    if (!is_parameter && (lies & decision.stages) == 0 && lowest(lies) > highest(decision.stages)) seen.goes_back = info_.name;
+    const bool is_of_later_stage = (lies & decision.stages) == 0 && lowest(lies) > highest(decision.stages);
+    if (is_of_later_stage || order.waits(map, lies, decision.stages)) seen.goes_back = info_.name;
   }
+  order.enter(map, decision.stages);
 }
 
 void Call::run_on_stages(Decision& decision) {

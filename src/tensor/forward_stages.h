@@ -25,11 +25,21 @@ class ForwardStages {
   }
   /// 0: not known.
   [[nodiscard]] StageSet of(std::uint64_t sequence_number) const {
+    const std::uint64_t number = without_stage(sequence_number);
     const std::uint64_t first = next_ - stages_.size();
-    return sequence_number < first || sequence_number >= next_ ? 0 : stages_[sequence_number - first];
+    return number < first || number >= next_ ? 0 : stages_[number - first];
+  }
+
+  /// A sequence number that stands above all numbers of earlier stages.
+  [[nodiscard]] static std::uint64_t on_stage(std::uint64_t sequence_number, int stage) noexcept {
+    return (static_cast<std::uint64_t>(stage) + 1) << kStageShift | without_stage(sequence_number);
+  }
+  [[nodiscard]] static std::uint64_t without_stage(std::uint64_t sequence_number) noexcept {
+    return sequence_number & ((std::uint64_t{1} << kStageShift) - 1);
   }
 
  private:
+  static constexpr unsigned kStageShift = 48;
   static constexpr std::uint64_t kMaxNodes = 1 << 20;
   std::deque<StageSet> stages_;
   std::uint64_t next_ = 0;  ///< one after the last number noted

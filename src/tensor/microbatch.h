@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "tensor/forward_order.h"
 #include "tensor/forward_stages.h"
 #include "tessera/tensor/random.h"
 
@@ -16,6 +17,7 @@ struct Microbatch {
   std::uint32_t num_events = 0;
   /// Where operators of forward ran.
   ForwardStages forward;
+  ForwardOrder order;
   RandomState random;
 };
 

@@ -37,6 +37,7 @@ class StageRuntime {
 
   /// Where operators of forward ran.
   [[nodiscard]] ForwardStages& forward() noexcept { return microbatch_->forward; }
+  [[nodiscard]] ForwardOrder& forward_order() noexcept { return microbatch_->order; }
 
   /// From now on calls belong to `microbatch`, or to none if it is null. Returns what they belonged to.
   Microbatch* enter(Microbatch* microbatch) noexcept {
@@ -60,7 +61,7 @@ class StageRuntime {
 
   /// What was seen of a step that a pipeline schedule has to know, as operators' names; empty: not seen.
   struct Hindrances {
-    std::string goes_back;         ///< forward computed it on a stage before that of an operand
+    std::string goes_back;         ///< forward computed it with what is made, or sent, on a later stage
     std::string tells_in_forward;  ///< gave numbers or sizes that others had to be told
     std::string tells_in_backward;
   };

@@ -23,7 +23,7 @@ using at::Tensor;
 
 constexpr std::int64_t kWidth = 6;
 
-/// Blocks with a residual each, a skip over all of them, and a weight used at both ends.
+/// Blocks with a residual each, a skip over all of them, and a weight that is used at both ends and has one name.
 struct ChainImpl : torch::nn::Module {
   explicit ChainImpl(int num_blocks) {
     embed = register_module("embed", torch::nn::Linear(torch::nn::LinearOptions(kWidth, kWidth).bias(false)));
@@ -32,7 +32,6 @@ struct ChainImpl : torch::nn::Module {
     }
     register_module("blocks", blocks);
     norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kWidth})));
-    register_parameter("head", embed->weight);
     to(torch::kDouble);
     const torch::NoGradGuard no_grad;
     double phase = 0;
@@ -89,7 +88,7 @@ std::vector<std::vector<std::string>> stages_of(int num_stages) {
   std::vector<std::vector<std::string>> stages;
   for (int i = 0; i < num_stages; ++i) stages.push_back({"blocks." + std::to_string(i)});
   stages.front().push_back("embed");
-  stages.back().insert(stages.back().end(), {"norm", "head"});
+  stages.back().insert(stages.back().end(), {"norm", "+embed.weight"});
   return stages;
 }
 
@@ -176,17 +175,18 @@ TEST(Step, gives_the_same_bits_in_every_order_of_the_same_stages) {
   expect_equal(train_on("interleaved", 2, 2, 6), v_shaped, 0);
 }
 
-/// Two steps of `loss` on pp=2; the message of the first error.
-std::string refusal(const Plan& plan, const MicrobatchLoss& loss, const StepOptions& options) {
+/// Two steps of `loss` on pp=2, `num_blocks` blocks; the message of the first error.
+std::string refusal(int num_blocks, const Plan& plan, const std::function<Tensor(Chain&, const Tensor&)>& loss,
+                    const StepOptions& options) {
   std::string message;
   std::mutex mutex;
   test::on_mesh("pp=2", [&](const Mesh& mesh) {
-    Chain mine(2);
+    Chain mine(num_blocks);
     distribute(*mine, mesh, plan);
     try {
       for (int i = 0; i < 2; ++i) {
         mine->zero_grad();
-        (void)step(*mine, {batch(8, 0) + 3 * i}, [&](const auto& parts) { return loss({mine->forward(parts[0]), parts[0]}); }, options);
+        (void)step(*mine, {batch(8, 0) + 3 * i}, [&](const auto& parts) { return loss(mine, parts[0]); }, options);
       }
     } catch (const Error& error) {
       const std::lock_guard lock(mutex);
@@ -196,27 +196,106 @@ std::string refusal(const Plan& plan, const MicrobatchLoss& loss, const StepOpti
   return message;
 }
 
-Tensor mean_of(const std::vector<Tensor>& parts) { return parts[0].mean(); }
+/// The same with the stages of a schedule.
+std::string refusal_of(const std::function<Tensor(Chain&, const Tensor&)>& loss, const Case& one) {
+  return refusal(one.ranks * one.chunks, plan_for(one), loss, {.microbatches = one.microbatches, .schedule = one.schedule});
+}
+
+Tensor mean_of(Chain& model, const Tensor& x) { return model->forward(x).mean(); }
 
 TEST(Step, refuses_more_micro_batches_than_samples) {
-  EXPECT_THAT(refusal(Plan().stages(stages_of(2)), mean_of, {.microbatches = 9}),
+  EXPECT_THAT(refusal(2, Plan().stages(stages_of(2)), mean_of, {.microbatches = 9}),
               testing::HasSubstr("microbatches = 9 for a batch of 8 samples; allowed: 1 to 8"));
 }
 
 TEST(Step, refuses_a_schedule_that_does_not_fit_where_stages_lie) {
-  EXPECT_THAT(refusal(Plan().stages(stages_of(2)), mean_of, {.microbatches = 4, .schedule = "zbv"}),
+  EXPECT_THAT(refusal(2, Plan().stages(stages_of(2)), mean_of, {.microbatches = 4, .schedule = "zbv"}),
               testing::AllOf(testing::HasSubstr("zbv"), testing::HasSubstr("1 chunk")));
 }
 
 TEST(Step, refuses_a_forward_that_comes_back_to_an_earlier_stage) {
-  const Plan plan = Plan().stages({{"blocks.1", "norm"}, {"embed", "head", "blocks.0"}});
-  EXPECT_THAT(refusal(plan, mean_of, {.microbatches = 4}),
+  const Plan plan = Plan().stages({{"blocks.1", "norm"}, {"embed", "blocks.0"}});
+  EXPECT_THAT(refusal(2, plan, mean_of, {.microbatches = 4}),
               testing::HasSubstr("forward comes back to an earlier pipeline stage"));
 }
 
+TEST(Step, refuses_a_tied_weight_that_only_the_first_stage_has) {
+  EXPECT_THAT(refusal(2, Plan().stages({{"embed", "blocks.0"}, {"blocks.1", "norm"}}), mean_of, {.microbatches = 4}),
+              testing::HasSubstr("forward comes back to an earlier pipeline stage"));
+}
+
+/// The embedded input changes in place after the last block has read it, and the end reads it again.
+Tensor loss_with_late_write(Chain& model, const std::vector<Tensor>& parts) {
+  Tensor first = model->embed(parts[0]);
+  Tensor hidden = first;
+  for (const auto& block : *model->blocks) {
+    hidden = torch::tanh(block->as<torch::nn::Linear>()->forward(hidden + first));
+  }
+  first.mul_(1.25);
+  return torch::linear(model->norm(hidden + first), model->embed->weight).pow(2).mean();
+}
+
+/// The first stage has the last word.
+Tensor loss_with_early_term(Chain& model, const std::vector<Tensor>& parts) {
+  const Tensor first = model->embed(parts[0]);
+  Tensor hidden = first;
+  for (const auto& block : *model->blocks) hidden = torch::tanh(block->as<torch::nn::Linear>()->forward(hidden));
+  const Tensor main = model->norm(hidden).pow(2).mean();
+  return main + torch::tanh(first * 2).pow(2).mean() * 0.3;
+}
+
+void expect_equal_in_every_order(const std::function<Tensor(Chain&, const std::vector<Tensor>&)>& loss_of) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    const auto losses = [&](Chain& model) {
+      std::vector<double> seen;
+      torch::optim::SGD optimizer(model->parameters(), 0.1);
+      for (int i = 0; i < 3; ++i) {
+        optimizer.zero_grad();
+        const auto loss = [&](const auto& parts) { return loss_of(model, parts); };
+        seen.push_back(step(*model, {batch(8, i)}, loss, {.microbatches = 4, .schedule = info.name}).template item<double>());
+        optimizer.step();
+      }
+      return seen;
+    };
+    Chain alone(2 * one.chunks);
+    const std::vector<double> expected = losses(alone);
+    test::on_mesh("pp=2", [&](const Mesh& mesh) {
+      Chain model(2 * one.chunks);
+      distribute(*model, mesh, plan_for(one));
+      EXPECT_THAT(losses(model), testing::Pointwise(testing::DoubleNear(1e-13), expected));
+    });
+  }
+}
+
+TEST(Step, a_write_reaches_the_stages_that_had_a_copy_in_every_order) { expect_equal_in_every_order(loss_with_late_write); }
+
+TEST(Step, a_term_of_an_early_stage_may_end_the_loss_in_every_order) { expect_equal_in_every_order(loss_with_early_term); }
+
+TEST(Step, refuses_to_write_what_an_earlier_stage_has_with_what_a_later_one_made) {
+  const auto loss = [](Chain& model, const Tensor& x) {
+    Tensor first = model->embed(x);
+    first.add_(model->blocks[1]->as<torch::nn::Linear>()->forward(first * 2));
+    return model->norm(first * 2).mean();
+  };
+  EXPECT_THAT(refusal_of(loss, {"1f1b", 2, 1, 4, ""}), testing::HasSubstr("earlier pipeline stage at aten::add_"));
+}
+
+/// On rank 0 lie stages 0 and 3, and what it makes for stage 2 it makes after stage 3, which comes after stage 2.
+TEST(Step, refuses_a_stage_that_waits_for_what_a_later_one_sends) {
+  const auto loss = [](Chain& model, const Tensor& x) {
+    const Tensor first = model->embed(x);
+    Tensor hidden = first;
+    for (const auto& block : *model->blocks) hidden = torch::tanh(block->as<torch::nn::Linear>()->forward(hidden));
+    return (model->norm(hidden) + model->blocks[2]->as<torch::nn::Linear>()->forward(first * 2)).mean();
+  };
+  EXPECT_THAT(refusal_of(loss, {"zbv", 2, 2, 4, ""}), testing::HasSubstr("earlier pipeline stage at aten::addmm"));
+}
+
 TEST(Step, refuses_sizes_that_depend_on_values) {
-  const auto loss = [](const std::vector<Tensor>& parts) { return parts[0].masked_select(parts[1] > 1.5).sum(); };
-  EXPECT_THAT(refusal(Plan().stages(stages_of(2)), loss, {.microbatches = 4}),
+  const auto loss = [](Chain& model, const Tensor& x) { return model->forward(x).masked_select(x > 1.5).sum(); };
+  EXPECT_THAT(refusal(2, Plan().stages(stages_of(2)), loss, {.microbatches = 4}),
               testing::HasSubstr("microbatches = 1"));
 }
 
@@ -242,6 +321,37 @@ TEST(Step, follows_a_branch_on_a_value) {
     const std::vector<double> found = squares(model, 2);
     for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-14);
   });
+}
+
+/// What two steps count: elements of the output above zero, added up over micro-batches of unequal size.
+std::vector<std::int64_t> counted(Chain& model, const StepOptions& options) {
+  std::vector<std::int64_t> counts;
+  for (int i = 0; i < 2; ++i) {
+    model->zero_grad();
+    Tensor count = torch::zeros({}, torch::kLong);
+    const auto loss = [&](const std::vector<Tensor>& parts) {
+      const Tensor output = model->forward(parts[0]);
+      count = count + (output.detach() > 0).sum();
+      return output.pow(2).mean();
+    };
+    (void)step(*model, {batch(11, i)}, loss, options);
+    counts.push_back(count.item<std::int64_t>());
+  }
+  return counts;
+}
+
+TEST(Step, a_metric_that_the_loss_function_adds_up_is_that_of_the_batch) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    Chain alone(2 * one.chunks);
+    const std::vector<std::int64_t> expected = counted(alone, {});
+    test::on_mesh("pp=2", [&](const Mesh& mesh) {
+      Chain model(2 * one.chunks);
+      distribute(*model, mesh, plan_for(one));
+      EXPECT_EQ(counted(model, {.microbatches = 4, .schedule = info.name}), expected);
+    });
+  }
 }
 
 TEST(Step, without_grad_mode_runs_forward_only) {

@@ -42,7 +42,8 @@ struct StepOptions {
 using MicrobatchLoss = std::function<at::Tensor(const std::vector<at::Tensor>& parts)>;
 
 /// Forward, loss and backward of one batch. `loss` runs the module and whatever else belongs to the loss; it is called
-/// once per micro-batch, on every rank. Plain tensors of `batch` are the global batch, the same on every rank: each
+/// once per micro-batch, on every rank. It may also add up a metric (`count = count + correct.sum()`), to be read after
+/// the step. Plain tensors of `batch` are the global batch, the same on every rank: each
 /// micro-batch is sharded along dim 0 over the data-parallel axes.
 ///
 /// Returns the loss of the batch, detached; gradients are in the parameters, reductions under way. Without grad mode
