@@ -167,6 +167,12 @@ TEST(Zero, KeepsTheCutOfTensorParallelismUnderItsOwn) {
 TEST(Plan, RefusesAZeroStageThatIsNone) {
   EXPECT_THROW(Plan().zero(4), ConfigError);
   EXPECT_THROW((void)Plan::parse("zero = \"three\"", "plan.toml"), ConfigError);
+  try {
+    (void)Plan::parse("\nzero = 7", "plan.toml");
+    FAIL() << "not refused";
+  } catch (const ConfigError& error) {
+    EXPECT_EQ(std::string(error.what()).find("plan.toml:2: zero = 7 is out of range"), 0U) << error.what();
+  }
 }
 
 TEST(Plan, WritesAndReadsItsZeroStage) {

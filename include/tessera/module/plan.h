@@ -4,6 +4,7 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
@@ -76,7 +77,7 @@ class Plan {
   /// HSDP). Parameters that an entry shards over dp_shard are left as the entry says. Without effect on a mesh without
   /// dp_shard. Throws ConfigError if `stage` is not 0 to 3.
   /// Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 5.
-  Plan& zero(int stage);
+  Plan& zero(std::int64_t stage);
   [[nodiscard]] int zero() const noexcept { return zero_; }
 
   /// Parameters that are gathered at use (stage 3) are gathered ahead of it, in the order in which the step before used
