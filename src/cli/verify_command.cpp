@@ -44,7 +44,7 @@ std::vector<std::vector<Axis>> chosen_meshes(const VerifyFlags& flags, const tra
   const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
   const auto check_mesh = [&](const std::vector<Axis>& axes) {
     train::check_fits(config, axes, /*uneven_batches=*/true);
-    (void)train::plan_of(config, *shape.module, axes);
+    (void)train::plan_of(config, shape, axes);
   };
   if (flags.meshes.empty()) {
     std::vector<Axis> axes = axes_of(config, launched_ranks());

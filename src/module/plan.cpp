@@ -74,12 +74,21 @@ std::vector<int> Plan::rank_of_stage(int ranks) const {
 }
 
 StageSet Plan::stage_of(const std::string& name) const {
+  StageSet first = 0;
+  StageSet too = 0;
   for (std::size_t k = 0; k < stages_.size(); ++k) {
+    const StageSet stage = Stage(static_cast<int>(k)).stages;
     for (const std::string& pattern : stages_[k]) {
-      if (module::names(pattern, name)) return Stage(static_cast<int>(k)).stages;
+      const auto shared = module::shared_pattern(pattern);
+      if (!module::names(shared.value_or(pattern), name)) continue;
+      if (shared) {
+        too |= stage;
+      } else if (first == 0) {
+        first = stage;
+      }
     }
   }
-  return 0;
+  return first == 0 ? 0 : first | too;
 }
 
 const Plan::Entry* Plan::entry_of(const std::string& parameter) const {

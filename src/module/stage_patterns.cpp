@@ -58,4 +58,8 @@ bool names(std::string_view pattern, std::string_view path) {
   return true;
 }
 
+std::optional<std::string_view> shared_pattern(std::string_view pattern) {
+  return pattern.starts_with('+') ? std::optional(pattern.substr(1)) : std::nullopt;
+}
+
 }  // namespace tessera::module

@@ -2,7 +2,11 @@
 // On which pipeline stages the tensors of a module lie.
 #include "module/stage_plan.h"
 
+#include <algorithm>
+
+#include "module/stage_patterns.h"
 #include "tessera/base/error.h"
+#include "tessera/base/text.h"
 #include "tessera/tensor/stages.h"
 
 namespace tessera::module {
@@ -19,6 +23,7 @@ StagePlan::StagePlan(const torch::nn::Module& module, const Mesh& mesh, const Pl
   for (const auto& item : module.named_parameters()) add(item.key(), item.value(), plan);
   for (const auto& item : module.named_buffers()) add(item.key(), item.value(), plan);
   check_all_used(plan);
+  check_shared(module.named_parameters().keys(), plan);
 }
 
 StageSet StagePlan::of(const at::Tensor& tensor) const {
@@ -46,6 +51,19 @@ void StagePlan::check_all_used(const Plan& plan) const {
                        "plan: stage {} of {} ({}) names no parameter; name a part of the module that no earlier stage "
                        "names, or have fewer stages",
                        k, plan.stages().size(), fmt::join(plan.stages()[k], ", "));
+  }
+}
+
+void StagePlan::check_shared(const std::vector<std::string>& parameters, const Plan& plan) {
+  for (std::size_t k = 0; k < plan.stages().size(); ++k) {
+    for (const std::string& pattern : plan.stages()[k]) {
+      const auto shared = shared_pattern(pattern);
+      if (!shared) continue;
+      const bool any = std::any_of(parameters.begin(), parameters.end(),
+                                   [&](const std::string& name) { return names(*shared, name); });
+      check<ConfigError>(any, "plan: stage {} has \"{}\", which names no parameter; the nearest name is \"{}\"", k,
+                         pattern, base::nearest_word(*shared, parameters));
+    }
   }
 }
 

@@ -5,6 +5,8 @@
 #include <torch/nn/module.h>
 
 #include <map>
+#include <string>
+#include <vector>
 
 #include "tessera/module/plan.h"
 
@@ -14,7 +16,7 @@ namespace tessera::module {
 class StagePlan {
  public:
   /// Also tells the mesh which rank computes which stage.
-  /// Throws  ConfigError naming a tensor without stage, or a stage without tensors
+  /// Throws  ConfigError naming a tensor without stage, a stage without tensors, or a shared name that nothing has
   StagePlan(const torch::nn::Module& module, const Mesh& mesh, const Plan& plan);
 
   /// A tied parameter lies on the stages of all its names. 0: the mesh has no stages.
@@ -25,6 +27,7 @@ class StagePlan {
  private:
   void add(const std::string& name, const at::Tensor& tensor, const Plan& plan);
   void check_all_used(const Plan& plan) const;
+  static void check_shared(const std::vector<std::string>& parameters, const Plan& plan);
 
   int axis_ = -1;
   StageSet used_ = 0;

@@ -120,7 +120,7 @@ Workload prepared_workload(const TrainConfig& config, const Dataset& data, const
   workload.module->to(device, dtype_of(config.precision));
   if (mesh) {
     const std::vector<PartCost> costs = costs_of(config, workload, data, *mesh);
-    distribute(*workload.module, *mesh, plan_of(config, *workload.module, mesh->axes(), costs));
+    distribute(*workload.module, *mesh, plan_of(config, workload, mesh->axes(), costs));
   }
   return workload;
 }
@@ -131,6 +131,27 @@ void seed_random_numbers(const TrainConfig& config, const std::optional<Mesh>& m
     manual_seed(*mesh, static_cast<std::uint64_t>(config.seed));
   } else if (config.model.dropout > 0) {
     torch::manual_seed(static_cast<std::uint64_t>(config.seed));
+  }
+}
+
+using Stages = std::vector<std::vector<std::string>>;
+
+/// What balanced_stages() shall weigh a part by: its parameters if nothing was measured.
+std::function<double(const std::string&, const torch::nn::Module&)> weights_of(const TrainConfig& config,
+                                                                               const std::vector<PartCost>& costs) {
+  if (costs.empty()) return {};
+  std::map<std::string, double> weights;
+  for (const PartCost& cost : costs) weights[cost.path] = weight_of(cost, config.plan.balance, config.optimizer);
+  return [weights = std::move(weights)](const std::string& path, const auto&) { return weights.at(path); };
+}
+
+/// Stages have what their parts compute with, too.
+void add_held(const std::vector<HeldParameter>& held, Stages& stages) {
+  for (const HeldParameter& parameter : held) {
+    for (std::vector<std::string>& stage : stages) {
+      const bool computes = std::find(stage.begin(), stage.end(), parameter.part) != stage.end();
+      if (computes) stage.push_back("+" + parameter.parameter);
+    }
   }
 }
 
@@ -156,27 +177,25 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
                     (config.batch + parts - 1) / parts * parts));
   }
   check<ConfigError>(problems.empty(), "mesh {}: {}", format_axes(axes), fmt::join(problems, "\n"));
+  if (!config.plan.file.empty()) (void)Plan::load(config.plan.file);
   const int stages = size_of(axes, "pp");
   if (stages > 1 && config.microbatches > 1) (void)schedule_of(config, stages, static_cast<int>(config.microbatches));
 }
 
-Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes,
+Plan plan_of(const TrainConfig& config, const Workload& workload, const std::vector<Axis>& axes,
              const std::vector<PartCost>& costs) {
   const auto ready = ready_plans().find(config.model.name);
   Plan plan = !config.plan.file.empty()      ? Plan::load(config.plan.file)
-              : ready != ready_plans().end() ? ready->second(module.named_parameters().keys(), config.plan)
+              : ready != ready_plans().end() ? ready->second(workload.module->named_parameters().keys(), config.plan)
                                              : Plan();
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
   if (const Recompute mode = parse_recompute(config.plan.recompute); mode != Recompute::kNone) plan.recompute(mode);
   const int ranks = size_of(axes, "pp");
   if (ranks == 1 || !plan.stages().empty()) return plan;
   const pipeline::Schedule schedule = any_schedule_of(config, ranks);
-  const StageOrder order = pipeline::stage_order(schedule);
-  if (costs.empty()) return plan.stages(balanced_stages(module, schedule.num_stages()), order);
-  std::map<std::string, double> weights;
-  for (const PartCost& cost : costs) weights[cost.path] = weight_of(cost, config.plan.balance, config.optimizer);
-  const auto weight = [&](const std::string& path, const auto&) { return weights.at(path); };
-  return plan.stages(balanced_stages(module, schedule.num_stages(), weight), order);
+  Stages stages = balanced_stages(*workload.module, schedule.num_stages(), weights_of(config, costs));
+  add_held(workload.held, stages);
+  return plan.stages(std::move(stages), pipeline::stage_order(schedule));
 }
 
 Session::Session(const TrainConfig& config, std::shared_ptr<const Dataset> data, std::optional<Mesh> mesh,

@@ -85,6 +85,7 @@ Workload make_workload(const ModelConfig& config, std::uint64_t seed) {
   initialise(parts, config, seed);
   auto sequence = parts.module;
   return {.module = sequence.ptr(),
+          .held = parts.held,
           .forward = [sequence](const torch::Tensor& input) mutable { return sequence->forward(input); },
           .loss = mean_cross_entropy,
           .input = parts.input,

@@ -208,6 +208,32 @@ TEST(Stages, a_write_to_a_tensor_that_another_stage_has_reaches_that_stage) {
   });
 }
 
+/// A write that autograd does not see, through a view, and a maximum whose gradient looks at what was written.
+Tensor loss_with_hidden_write(test::Net& net, const Tensor& x, const Tensor& target) {
+  const Tensor hidden = net->first(x);
+  {
+    const at::NoGradGuard no_grad;
+    hidden.narrow(1, 0, 5).mul_(0.5);
+  }
+  return torch::mse_loss(net->second(torch::tanh(hidden - hidden.amax(1, true))), target);
+}
+
+TEST(Stages, a_write_that_autograd_does_not_see_trains_as_on_one_device) {
+  test::Net alone = test::make_net();
+  loss_with_hidden_write(alone, test::inputs(), test::targets()).backward();
+  for (const std::string axes : {"pp=2", "pp=2,dp=2"}) {
+    SCOPED_TRACE(axes);
+    test::on_mesh(axes, [&](const Mesh& mesh) {
+      test::Net net = test::make_net();
+      distribute(*net, mesh, Plan().stages({{"first"}, {"second"}}));
+      loss_with_hidden_write(net, shard_batch(mesh, test::inputs()), shard_batch(mesh, test::targets())).backward();
+      for (std::size_t i = 0; i < alone->parameters().size(); ++i) {
+        EXPECT_LE(test::difference(net->parameters()[i].grad(), alone->parameters()[i].grad()), 1e-13) << i;
+      }
+    });
+  }
+}
+
 TEST(Stages, sizes_that_depend_on_values_are_told_each_time) {
   test::on_mesh("pp=2", [](const Mesh& mesh) {
     for (int count = 1; count < 4; ++count) {
@@ -305,6 +331,10 @@ TEST(Stages, bad_plans_are_refused_before_anything_moves) {
   expect_refusal("pp=2", Plan().stages({{"first", "second"}, {"first.bias"}}),
                  "stage 1 of 2 (first.bias) names no parameter");
   expect_refusal("pp=2", Plan().stages({{"first.weight"}, {"first.bias"}, {"second"}}), "a multiple of 2");
+  expect_refusal("pp=2", Plan().stages({{"first"}, {"second", "+frist.weight"}}),
+                 "stage 1 has \"+frist.weight\", which names no parameter; the nearest name is \"first.weight\"");
+  expect_refusal("pp=2", Plan().stages({{"first.weight"}, {"second", "+first.bias"}}),
+                 "no stage names \"first.bias\"");
   EXPECT_THROW(Plan().stages({}), ConfigError);
   EXPECT_THROW(Plan().stages({{"first"}, {}}), ConfigError);
 }

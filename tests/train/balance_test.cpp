@@ -38,7 +38,7 @@ Stages stages_of(const std::string& balance, const std::vector<PartCost>& costs_
   TrainConfig config = gpt_config();
   config.plan.balance = balance;
   const Workload workload = make_workload(config.model, 0);
-  return plan_of(config, *workload.module, parse_axes("pp=2"), costs_of_parts).stages();
+  return plan_of(config, workload, parse_axes("pp=2"), costs_of_parts).stages();
 }
 
 TEST(Balance, ByTimeMakesTheSlowestStageFast) {

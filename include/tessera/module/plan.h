@@ -111,7 +111,8 @@ class Plan {
   /// a mesh without pp. In the file: stages = [["embed", "block0-1"], ["block2-3", "head"]].
   ///
   /// A pattern is a path from the module's root: "block3" is all below it. Parts are as in fnmatch(3) or end in a range
-  /// of numbers: "layers.0-4", "block2-3", "8-" (and all that follow).
+  /// of numbers: "layers.0-4", "block2-3", "8-" (and all that follow). With a plus before it, "+embed.weight", the stage
+  /// has a parameter too that another stage names: one that a module of this stage computes with and does not register.
   ///
   /// `order` says where stages run if there are more of them than ranks along pp.
   /// Throws ConfigError for no stage at all, an empty one, or more than kMaxStages.
@@ -119,7 +120,7 @@ class Plan {
   [[nodiscard]] const std::vector<std::vector<std::string>>& stages() const noexcept { return stages_; }
   /// The coordinate along pp of each stage. Throws ConfigError naming the numbers if they do not fit `ranks`.
   [[nodiscard]] std::vector<int> rank_of_stage(int ranks) const;
-  /// The stages whose first name it is; 0 if no pattern names it.
+  /// The first stage that names it, and those that have it too; 0 if no pattern without a plus names it.
   [[nodiscard]] StageSet stage_of(const std::string& name) const;
 
   /// Throws FileError if the file cannot be read, ConfigError naming file, line, key and what is allowed.

@@ -22,13 +22,14 @@
 namespace tessera::train {
 
 /// Throws ConfigError, all problems in one, if the model or batch cannot be spread over `axes`: heads that tp does not
-/// divide, a batch that the data-parallel degree does not divide (unless `uneven_batches`).
+/// divide, a batch that the data-parallel degree does not divide (unless `uneven_batches`). Reads the plan file, if there
+/// is one, for its mistakes: FileError, ConfigError.
 void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches = false);
 
 /// The plan file that `config` names, else the ready plan of its model; on a mesh with an axis pp, cut into stages of
 /// about equal weight if the file names none: equally many parameters, or, with `costs` of all parts, what
 /// config.plan.balance says. Throws ConfigError if the model has fewer parts than stages.
-[[nodiscard]] Plan plan_of(const TrainConfig& config, const torch::nn::Module& module, const std::vector<Axis>& axes,
+[[nodiscard]] Plan plan_of(const TrainConfig& config, const Workload& workload, const std::vector<Axis>& axes,
                            const std::vector<PartCost>& costs = {});
 
 struct SessionOptions {

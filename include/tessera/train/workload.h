@@ -30,9 +30,17 @@ struct InputSpec {
   friend bool operator==(const InputSpec&, const InputSpec&) = default;
 };
 
+/// A part of a model computes with a parameter that another part registers (a tied weight of one name).
+struct HeldParameter {
+  std::string part;
+  std::string parameter;
+};
+
 /// Everything the training loop knows about a model. A value; copies share the module.
 struct Workload {
   std::shared_ptr<torch::nn::Module> module;
+  /// What pipeline stages must have beside what their parts register.
+  std::vector<HeldParameter> held;
   /// Inputs of a batch -> logits [..., classes]. Floating inputs must have the parameters' dtype.
   std::function<torch::Tensor(const torch::Tensor&)> forward;
   /// (logits [..., classes], int64 targets [...]) -> scalar, the mean cross entropy in nats over all targets.

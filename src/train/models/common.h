@@ -19,6 +19,8 @@ struct ModelParts {
   Metric metric = Metric::kAccuracy;
   std::string unit = "samples";
   std::int64_t units_per_sample = 1;
+  /// Parameters that a part computes with while another registers them.
+  std::vector<HeldParameter> held;
   /// Standard deviation of the initial values of a parameter of two or more dimensions.
   double (*initial_std)(const std::string& name, const torch::Tensor& parameter, const ModelConfig& config) = nullptr;
 };

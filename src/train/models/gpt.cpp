@@ -141,6 +141,7 @@ ModelParts make_gpt_parts(const ModelConfig& config) {
   parts.unit = "tokens";
   parts.units_per_sample = config.seq_len;
   parts.initial_std = gpt_std;
+  if (config.tie) parts.held = {{"head", "embed.tok.weight"}};
   return parts;
 }
 
