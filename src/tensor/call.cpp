@@ -213,9 +213,11 @@ bool Call::keeps_shards(const Decision& decision) const {
   return false;
 }
 
-/// Reducing a partial sum inside its storage gives it other memory. A view that is written stays in that of its base: the
-/// result is brought home as a partial sum.
-bool Call::keeps_memory(const TensorSlot& slot) { return slot.written && storage_of(slot.tensor).is_view; }
+/// Reducing a partial sum inside its storage gives it other memory. What is written and has views, or is one, stays in
+/// theirs: the result is brought home as a partial sum.
+bool Call::keeps_memory(const TensorSlot& slot) {
+  return slot.written && storage_of(slot.tensor).family.shares_memory();
+}
 
 at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) const {
   if (!slot.tensor.defined()) return slot.tensor;

@@ -106,7 +106,9 @@ void Call::note_view(const at::Tensor& result, const Decision& decision) const {
   if (!is_mesh(tensors_[0].tensor)) return;
   if (c10::InferenceMode::is_enabled()) [[unlikely]]
     keep_keys(result, tensors_[0].tensor);
-  const MeshStorage& base = storage_of(tensors_[0].tensor);
+  MeshStorage& base = storage_of(tensors_[0].tensor);
+  const bool shares_memory_of_sum = storage.placements().any_partial() || base.family.is_or_was_shared();
+  if (shares_memory_of_sum && !decision.gathers_view) storage.family.join(base.family);
   if (const auto deferred = base.deferred()) storage.defer(deferred);
   storage.memory = base.memory;
   if (base.is_view_of_copy) storage.is_view_of_copy = true;

@@ -35,6 +35,7 @@ void add_up_across_stages(const at::Tensor& sum, const at::Tensor& gradient) {
   storage.stage = storage_of(result).stage;
   storage.is_view = false;
   storage.is_view_of_copy = false;
+  storage.family.reset();
   sum.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
 }
 
@@ -43,6 +44,7 @@ void own_memory(const at::Tensor& sum) {
   if (!is_mesh(sum)) return;
   MeshStorage& storage = storage_of(sum);
   storage.is_view = false;
+  storage.family.reset();
   const at::Tensor& local = storage.local();
   if (local.is_meta() || (local.use_count() == 1 && local.storage().use_count() == 1)) return;
   storage.replace(local.clone(), storage.placements());

@@ -7,6 +7,7 @@
 
 #include "tensor/layout.h"
 #include "tensor/recompute.h"
+#include "tessera/base/error.h"
 
 namespace tessera::tensor {
 namespace {
@@ -43,9 +44,17 @@ void MeshStorage::replace(at::Tensor local, const Placements& placements) {
 void MeshStorage::leave_value() { std::exchange(value, nullptr)->leave_storage(local_); }
 
 void MeshStorage::note_write() {
+  family.note_write();
   if (memory == nullptr) return;
   ++memory->num_writes;
   if (const auto owner = memory->owner.lock()) owner->keep();
+}
+
+void MeshStorage::refuse_stale() const {
+  throw ShapeError(
+      "a view of a partial sum, or the sum itself, missed a write: to read one of the two, it was reduced into memory of its "
+      "own, and the other was written since; redistribute the sum before views are made of it, or write with an "
+      "out-of-place operator");
 }
 
 void MeshStorage::drop(Completion restore) {
@@ -78,6 +87,7 @@ void MeshStorage::release_resources() {
   c10::StorageImpl::release_resources();
   if (value != nullptr) leave_value();
   local_.reset();
+  family.reset();
   completion_ = nullptr;
   deferred_ = nullptr;
   reducer_ = nullptr;

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "tensor/deferred.h"
+#include "tensor/view_family.h"
 #include "tessera/mesh/mesh.h"
 #include "tessera/tensor/recompute.h"
 
@@ -42,9 +43,10 @@ class MeshStorage final : public c10::StorageImpl {
   MeshStorage(const MeshStorage&) = delete;
   MeshStorage& operator=(const MeshStorage&) = delete;
 
-  /// The local shard, after whatever fills it has finished.
+  /// The local shard, after whatever fills it has finished. Throws ShapeError if a write to a view or base missed it.
   [[nodiscard]] const at::Tensor& local() {
     if (completion_) [[unlikely]] complete();
+    if (family.missed_a_write()) [[unlikely]] refuse_stale();
     return local_;
   }
   /// The local shard as it is, for those who manage completions themselves.
@@ -71,6 +73,8 @@ class MeshStorage final : public c10::StorageImpl {
   bool is_view_of_copy = false;
   /// A view: its memory is part of another tensor's.
   bool is_view = false;
+  /// Of a partial value: whoever else has its memory, or had it.
+  ViewFamily family;
   /// Bit i: sharded along axis i to save memory only. Whoever computes with the value gathers it for that use and
   /// leaves the other operands where they are. Views inherit it.
   unsigned gathered_at_use = 0;
@@ -113,6 +117,7 @@ class MeshStorage final : public c10::StorageImpl {
 
  private:
   void complete();
+  [[noreturn]] void refuse_stale() const;
   void leave_value();
 
   at::Tensor local_;

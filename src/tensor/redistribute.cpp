@@ -241,10 +241,14 @@ void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
   if (!storage.placements().any_partial()) return;
   storage.reduce_with_others();
   Placements reduced = storage.placements();
+  bool sends = false;
   for (int axis = 0; axis < reduced.size(); ++axis) {
-    if (reduced[axis].is_partial() && wanted[axis].is_replicate()) reduced[axis] = Replicate();
+    if (!reduced[axis].is_partial() || !wanted[axis].is_replicate()) continue;
+    reduced[axis] = Replicate();
+    sends = sends || storage.mesh().axis_size(axis) > 1;
   }
   if (reduced == storage.placements()) return;
+  if (sends) storage.family.leave();
   const at::Tensor& local = storage.local();
   const std::shared_ptr<Value> before = storage.value;
   storage.replace(redistribute_local(local, tensor.sizes(), storage.placements(), reduced, storage.mesh()), reduced);
