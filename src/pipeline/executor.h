@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "pipeline/no_cast_cache.h"
 #include "pipeline/pausable.h"
 #include "tensor/decision_cache.h"
 #include "tessera/pipeline/schedule.h"
@@ -42,6 +43,7 @@ class Executor {
   void backward(Microbatch& microbatch, int index);
   void await_turn(StageSet stages);
 
+  NoCastCache no_cast_cache_;
   tensor::MeshRuntime& runtime_;
   c10::Device device_;
   Work work_;

@@ -4,11 +4,14 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ThreadLocalState.h>
+#include <ATen/autocast_mode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <optional>
 #include <utility>
+
+#include "pipeline/no_cast_cache.h"
 
 namespace tessera::pipeline {
 
@@ -22,9 +25,13 @@ std::optional<c10::Stream> current_stream(c10::Device device) {
 }  // namespace
 
 Pausable::Pausable(std::function<void()> body, c10::Device device) : body_(std::move(body)) {
-  thread_ = std::thread([this, state = at::ThreadLocalState(), num_threads = at::get_num_threads(),
-                         stream = current_stream(device)] {
+  thread_ = std::thread([this, device = device.type(), state = at::ThreadLocalState(),
+                         autocast_dtype = at::autocast::get_autocast_dtype(device.type()),
+                         num_threads = at::get_num_threads(), stream = current_stream(device)] {
     const at::ThreadLocalStateGuard guard(state);
+    // The guard's keys say whether autocast is on, but not in which dtype.
+    at::autocast::set_autocast_dtype(device, autocast_dtype);
+    const NoCastCache no_cast_cache;
     const c10::OptionalStreamGuard on_stream(stream);
     // OpenMP keeps the number per thread.
     at::set_num_threads(num_threads);

@@ -11,6 +11,7 @@
 
 #include "support/ranks.h"
 #include "tessera/base/error.h"
+#include "tessera/module/autocast.h"
 #include "tessera/module/distribute.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/random.h"
@@ -350,6 +351,38 @@ TEST(Step, a_metric_that_the_loss_function_adds_up_is_that_of_the_batch) {
       Chain model(2 * one.chunks);
       distribute(*model, mesh, plan_for(one));
       EXPECT_EQ(counted(model, {.microbatches = 4, .schedule = info.name}), expected);
+    });
+  }
+}
+
+TEST(Step, autocast_around_the_step_holds_in_every_order) {
+  const auto losses = [](Chain& model, const StepOptions& options) {
+    std::vector<double> seen;
+    const Autocast autocast(at::kCPU, at::kHalf);
+    for (int i = 0; i < 3; ++i) {
+      model->zero_grad();
+      const Tensor x = batch(8, i).to(at::kFloat);
+      const auto loss = [&](const std::vector<Tensor>& parts) {
+        const Tensor output = model->blocks[1]->as<torch::nn::Linear>()->forward(model->embed(parts[0]));
+        EXPECT_EQ(output.scalar_type(), at::kHalf);
+        return model->forward(parts[0]).pow(2).mean();
+      };
+      seen.push_back(step(*model, {x}, loss, options).template item<double>());
+    }
+    return seen;
+  };
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    const StepOptions options{.microbatches = 4, .schedule = info.name};
+    Chain alone(2 * one.chunks);
+    alone->to(at::kFloat);
+    const std::vector<double> expected = losses(alone, options);
+    test::on_mesh("pp=2", [&](const Mesh& mesh) {
+      Chain model(2 * one.chunks);
+      model->to(at::kFloat);
+      distribute(*model, mesh, plan_for(one));
+      EXPECT_THAT(losses(model, options), testing::Pointwise(testing::DoubleNear(1e-3), expected));
     });
   }
 }
