@@ -4,6 +4,7 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 
@@ -51,6 +52,12 @@ class MeshKernel final : public c10::OperatorKernel {
   std::unique_ptr<OperatorInfo> info_;
 };
 
+bool is_on_a_stage(const at::Tensor& tensor) {
+  if (!is_mesh(tensor)) return false;
+  const Placements& placements = storage_of(tensor).placements();
+  return std::any_of(placements.begin(), placements.end(), [](Placement placement) { return placement.is_stage(); });
+}
+
 /// add_: what autograd adds up between two nodes may need other memory.
 class AddKernel final : public c10::OperatorKernel {
  public:
@@ -71,6 +78,31 @@ class AddKernel final : public c10::OperatorKernel {
   MeshKernel in_place_;
 };
 
+bool is_same_memory(const at::Tensor& first, const at::Tensor& second) {
+  return first.storage().unsafeGetStorageImpl() == second.storage().unsafeGetStorageImpl() &&
+         first.storage_offset() == second.storage_offset() && first.sizes() == second.sizes() &&
+         first.strides() == second.strides();
+}
+
+/// equal: MultiheadAttention asks whether its query is its key. On a pipeline stage the answer would have to be told to all
+/// others, for which most schedules cannot wait; of a tensor and itself it is known.
+class EqualKernel final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    const at::Tensor& first = stack->at(stack->size() - 2).toTensor();
+    const at::Tensor& second = stack->back().toTensor();
+    if (is_on_a_stage(first) && is_same_memory(first, second)) {
+      stack->erase(stack->end() - 2, stack->end());
+      stack->emplace_back(true);
+      return;
+    }
+    compare_(op, keys, stack);
+  }
+
+ private:
+  MeshKernel compare_;
+};
+
 /// detach and alias: the same storage, so that a partial value is still reduced once for all.
 class SharingKernel final : public c10::OperatorKernel {
  public:
@@ -88,6 +120,7 @@ torch::CppFunction boxed() {
 
 torch::CppFunction kernel_of(const c10::OperatorName& name) {
   if (shares_storage(name)) return boxed<SharingKernel>();
+  if (name.name == "aten::equal") return boxed<EqualKernel>();
   return name.name == "aten::add_" && name.overload_name == "Tensor" ? boxed<AddKernel>() : boxed<MeshKernel>();
 }
 

@@ -234,6 +234,18 @@ TEST(Stages, a_write_that_autograd_does_not_see_trains_as_on_one_device) {
   }
 }
 
+TEST(Stages, a_tensor_equals_itself_without_a_message) {
+  test::on_mesh("pp=2", [](const Mesh& mesh) {
+    const Tensor x = distribute(torch::arange(6).view({2, 3}), mesh, {Stage(1)});
+    EXPECT_TRUE(torch::equal(x, x));
+    EXPECT_TRUE(torch::equal(x, x.detach()));
+    EXPECT_EQ(stage_traffic(mesh).scalars_sent, 0);
+    EXPECT_FALSE(torch::equal(x, x + 1));
+    EXPECT_FALSE(torch::equal(x, x.view({3, 2})));
+    EXPECT_TRUE(torch::equal(x, x.clone()));
+  });
+}
+
 TEST(Stages, sizes_that_depend_on_values_are_told_each_time) {
   test::on_mesh("pp=2", [](const Mesh& mesh) {
     for (int count = 1; count < 4; ++count) {

@@ -355,6 +355,72 @@ TEST(Step, a_metric_that_the_loss_function_adds_up_is_that_of_the_batch) {
   }
 }
 
+/// Layers that are unlike each other: an embedding, a recurrent net, batch norm, a convolution, attention.
+struct MixtureImpl : torch::nn::Module {
+  MixtureImpl()
+      : embed(register_module("embed", torch::nn::Embedding(torch::nn::EmbeddingOptions(11, kWidth).padding_idx(0)))),
+        lstm(register_module("lstm", torch::nn::LSTM(torch::nn::LSTMOptions(kWidth, kWidth).batch_first(true)))),
+        norm(register_module("norm", torch::nn::BatchNorm1d(kWidth))),
+        conv(register_module("conv", torch::nn::Conv1d(torch::nn::Conv1dOptions(kWidth, kWidth, 3).padding(1)))),
+        attention(register_module("attention", torch::nn::MultiheadAttention(kWidth, 2))),
+        head(register_module("head", torch::nn::Linear(kWidth, 5))) {
+    to(torch::kDouble);
+    const torch::NoGradGuard no_grad;
+    double phase = 0;
+    for (Tensor& parameter : parameters()) {
+      parameter.copy_((torch::arange(parameter.numel(), torch::kDouble) * 0.7 + ++phase).sin().view(parameter.sizes()) * 0.4);
+    }
+  }
+  Tensor forward(const Tensor& ids) {
+    const Tensor recurrent = std::get<0>(lstm(embed(ids)));
+    Tensor normed = norm(recurrent.transpose(1, 2));
+    const Tensor planes = conv(normed.relu_());
+    const Tensor tokens = planes.permute({2, 0, 1});
+    return head((std::get<0>(attention(tokens, tokens, tokens)) + tokens).transpose(0, 1)).transpose(1, 2);
+  }
+  torch::nn::Embedding embed;
+  torch::nn::LSTM lstm;
+  torch::nn::BatchNorm1d norm;
+  torch::nn::Conv1d conv;
+  torch::nn::MultiheadAttention attention;
+  torch::nn::Linear head;
+};
+TORCH_MODULE(Mixture);
+
+TEST(Step, layers_of_every_kind_train_in_every_order) {
+  const auto trained = [](Mixture& model, const StepOptions& options) {
+    torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(0.01));
+    std::vector<double> losses;
+    for (int i = 0; i < 3; ++i) {
+      optimizer.zero_grad();
+      const Tensor ids = (torch::arange(10 * 7) * (i + 3)).remainder(11).view({10, 7});
+      const auto loss = [](const Tensor& logits, const Tensor& target) { return torch::cross_entropy_loss(logits, target); };
+      losses.push_back(step(*model, ids, ids.remainder(5), loss, options).template item<double>());
+      optimizer.step();
+    }
+    const Tensor mean = full(model->norm->running_mean);
+    losses.insert(losses.end(), mean.data_ptr<double>(), mean.data_ptr<double>() + mean.numel());
+    return losses;
+  };
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const StepOptions options{.microbatches = 4, .schedule = info.name};
+    Mixture alone;
+    const std::vector<double> expected = trained(alone, options);
+    std::vector<std::vector<std::string>> stages{{"embed", "lstm", "norm", "conv"}, {"attention", "head"}};
+    if (info.default_chunks == 2) stages = {{"embed", "lstm"}, {"norm", "conv"}, {"attention"}, {"head"}};
+    const bool is_v = info.name == "zbv" || info.name == "dualpipev";
+    for (const std::string axes : {"pp=2", "pp=2,dp=2"}) {
+      SCOPED_TRACE(axes);
+      test::on_mesh(axes, [&](const Mesh& mesh) {
+        Mixture model;
+        distribute(*model, mesh, Plan().stages(stages, is_v ? StageOrder::kV : StageOrder::kLoop));
+        EXPECT_THAT(trained(model, options), testing::Pointwise(testing::DoubleNear(1e-11), expected));
+      });
+    }
+  }
+}
+
 TEST(Step, autocast_around_the_step_holds_in_every_order) {
   const auto losses = [](Chain& model, const StepOptions& options) {
     std::vector<double> seen;
@@ -384,6 +450,36 @@ TEST(Step, autocast_around_the_step_holds_in_every_order) {
       distribute(*model, mesh, plan_for(one));
       EXPECT_THAT(losses(model, options), testing::Pointwise(testing::DoubleNear(1e-3), expected));
     });
+  }
+}
+
+TEST(Step, a_loss_that_fails_on_one_rank_ends_the_step_of_all) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    std::mutex mutex;
+    std::vector<std::string> messages;
+    test::on_ranks(2, [&](const auto& world) {
+      try {
+        const Mesh mesh(world, parse_axes("pp=2"));
+        Chain model(2 * one.chunks);
+        distribute(*model, mesh, plan_for(one));
+        for (int i = 0; i < 3; ++i) {
+          int calls = 0;
+          const auto loss = [&](const std::vector<Tensor>& parts) {
+            const Tensor output = model->forward(parts[0]);
+            if (i == 2 && ++calls == 3 && mesh.rank() == 1) throw std::runtime_error("no more");
+            return output.pow(2).mean();
+          };
+          (void)step(*model, {batch(8, i)}, loss, {.microbatches = 4, .schedule = info.name});
+        }
+      } catch (const std::exception& error) {
+        world->abort(error.what());
+        const std::lock_guard lock(mutex);
+        messages.emplace_back(error.what());
+      }
+    });
+    EXPECT_THAT(messages, testing::ElementsAre(testing::HasSubstr("no more"), testing::HasSubstr("no more")));
   }
 }
 

@@ -12,7 +12,8 @@
 //   a gradient                        where the operator ran whose gradient it is
 //
 // What an operand lacks on that stage is sent there, once: the tensor lies on both stages from then on. Numbers that
-// leave the mesh (item()) are sent to everybody. Sizes of results are sent once per kind of call; after that, ranks
+// leave the mesh (item()) are sent to everybody; torch::equal of such a tensor and itself is true without a look at it
+// (LibTorch says false if there is a NaN). Sizes of results are sent once per kind of call; after that, ranks
 // without the data know them.
 #pragma once
 
