@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Programs as users write them, in micro-batches by every schedule: writes in place, losses of many terms, metrics, branches,
+// layers of every kind, autocast.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <torch/torch.h>
+
+#include <functional>
+
+#include "pipeline/chain.h"
+#include "support/ranks.h"
+#include "tessera/module/autocast.h"
+#include "tessera/module/distribute.h"
+#include "tessera/pipeline/step.h"
+#include "tessera/tensor/mesh_tensor.h"
+
+namespace tessera {
+namespace {
+
+using at::Tensor;
+using test::batch;
+using test::Case;
+using test::Chain;
+using test::kWidth;
+using test::plan_for;
+using test::stages_of;
+
+/// The embedded input changes in place after the last block has read it, and the end reads it again.
+Tensor loss_with_late_write(Chain& model, const std::vector<Tensor>& parts) {
+  Tensor first = model->embed(parts[0]);
+  Tensor hidden = first;
+  for (const auto& block : *model->blocks) {
+    hidden = torch::tanh(block->as<torch::nn::Linear>()->forward(hidden + first));
+  }
+  first.mul_(1.25);
+  return torch::linear(model->norm(hidden + first), model->embed->weight).pow(2).mean();
+}
+
+/// The first stage has the last word.
+Tensor loss_with_early_term(Chain& model, const std::vector<Tensor>& parts) {
+  const Tensor first = model->embed(parts[0]);
+  Tensor hidden = first;
+  for (const auto& block : *model->blocks) hidden = torch::tanh(block->as<torch::nn::Linear>()->forward(hidden));
+  const Tensor main = model->norm(hidden).pow(2).mean();
+  return main + torch::tanh(first * 2).pow(2).mean() * 0.3;
+}
+
+void expect_equal_in_every_order(const std::function<Tensor(Chain&, const std::vector<Tensor>&)>& loss_of) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    const auto losses = [&](Chain& model) {
+      std::vector<double> seen;
+      torch::optim::SGD optimizer(model->parameters(), 0.1);
+      for (int i = 0; i < 3; ++i) {
+        optimizer.zero_grad();
+        const auto loss = [&](const auto& parts) { return loss_of(model, parts); };
+        seen.push_back(step(*model, {batch(8, i)}, loss, {.microbatches = 4, .schedule = info.name}).template item<double>());
+        optimizer.step();
+      }
+      return seen;
+    };
+    Chain alone(2 * one.chunks);
+    const std::vector<double> expected = losses(alone);
+    test::on_mesh("pp=2", [&](const Mesh& mesh) {
+      Chain model(2 * one.chunks);
+      distribute(*model, mesh, plan_for(one));
+      EXPECT_THAT(losses(model), testing::Pointwise(testing::DoubleNear(1e-13), expected));
+    });
+  }
+}
+
+TEST(StepPrograms, a_write_reaches_the_stages_that_had_a_copy_in_every_order) { expect_equal_in_every_order(loss_with_late_write); }
+
+TEST(StepPrograms, a_term_of_an_early_stage_may_end_the_loss_in_every_order) { expect_equal_in_every_order(loss_with_early_term); }
+
+TEST(StepPrograms, follows_a_branch_on_a_value) {
+  const auto squares = [](Chain& model, int steps) {
+    std::vector<double> losses;
+    for (int i = 0; i < steps; ++i) {
+      losses.push_back(step(*model, {batch(8, i)},
+                            [&](const auto& parts) {
+                              const Tensor output = model->forward(parts[0]);
+                              return output.sum().template item<double>() > 0 ? output.pow(2).mean() : output.abs().mean();
+                            },
+                            {.microbatches = 4})
+                           .item<double>());
+    }
+    return losses;
+  };
+  Chain alone(2);
+  const std::vector<double> expected = squares(alone, 2);
+  test::on_mesh("pp=2", [&](const Mesh& mesh) {
+    Chain model(2);
+    distribute(*model, mesh, Plan().stages(stages_of(2)));
+    const std::vector<double> found = squares(model, 2);
+    for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-14);
+  });
+}
+
+/// What two steps count: elements of the output above zero, added up over micro-batches of unequal size.
+std::vector<std::int64_t> counted(Chain& model, const StepOptions& options) {
+  std::vector<std::int64_t> counts;
+  for (int i = 0; i < 2; ++i) {
+    model->zero_grad();
+    Tensor count = torch::zeros({}, torch::kLong);
+    const auto loss = [&](const std::vector<Tensor>& parts) {
+      const Tensor output = model->forward(parts[0]);
+      count = count + (output.detach() > 0).sum();
+      return output.pow(2).mean();
+    };
+    (void)step(*model, {batch(11, i)}, loss, options);
+    counts.push_back(count.item<std::int64_t>());
+  }
+  return counts;
+}
+
+TEST(StepPrograms, a_metric_that_the_loss_function_adds_up_is_that_of_the_batch) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    Chain alone(2 * one.chunks);
+    const std::vector<std::int64_t> expected = counted(alone, {});
+    test::on_mesh("pp=2", [&](const Mesh& mesh) {
+      Chain model(2 * one.chunks);
+      distribute(*model, mesh, plan_for(one));
+      EXPECT_EQ(counted(model, {.microbatches = 4, .schedule = info.name}), expected);
+    });
+  }
+}
+
+/// Layers that are unlike each other: an embedding, a recurrent net, batch norm, a convolution, attention.
+struct MixtureImpl : torch::nn::Module {
+  MixtureImpl()
+      : embed(register_module("embed", torch::nn::Embedding(torch::nn::EmbeddingOptions(11, kWidth).padding_idx(0)))),
+        lstm(register_module("lstm", torch::nn::LSTM(torch::nn::LSTMOptions(kWidth, kWidth).batch_first(true)))),
+        norm(register_module("norm", torch::nn::BatchNorm1d(kWidth))),
+        conv(register_module("conv", torch::nn::Conv1d(torch::nn::Conv1dOptions(kWidth, kWidth, 3).padding(1)))),
+        attention(register_module("attention", torch::nn::MultiheadAttention(kWidth, 2))),
+        head(register_module("head", torch::nn::Linear(kWidth, 5))) {
+    to(torch::kDouble);
+    const torch::NoGradGuard no_grad;
+    double phase = 0;
+    for (Tensor& parameter : parameters()) {
+      parameter.copy_((torch::arange(parameter.numel(), torch::kDouble) * 0.7 + ++phase).sin().view(parameter.sizes()) * 0.4);
+    }
+  }
+  Tensor forward(const Tensor& ids) {
+    const Tensor recurrent = std::get<0>(lstm(embed(ids)));
+    Tensor normed = norm(recurrent.transpose(1, 2));
+    const Tensor planes = conv(normed.relu_());
+    const Tensor tokens = planes.permute({2, 0, 1});
+    return head((std::get<0>(attention(tokens, tokens, tokens)) + tokens).transpose(0, 1)).transpose(1, 2);
+  }
+  torch::nn::Embedding embed;
+  torch::nn::LSTM lstm;
+  torch::nn::BatchNorm1d norm;
+  torch::nn::Conv1d conv;
+  torch::nn::MultiheadAttention attention;
+  torch::nn::Linear head;
+};
+TORCH_MODULE(Mixture);
+
+TEST(StepPrograms, layers_of_every_kind_train_in_every_order) {
+  const auto trained = [](Mixture& model, const StepOptions& options) {
+    torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(0.01));
+    std::vector<double> losses;
+    for (int i = 0; i < 3; ++i) {
+      optimizer.zero_grad();
+      const Tensor ids = (torch::arange(10 * 7) * (i + 3)).remainder(11).view({10, 7});
+      const auto loss = [](const Tensor& logits, const Tensor& target) { return torch::cross_entropy_loss(logits, target); };
+      losses.push_back(step(*model, ids, ids.remainder(5), loss, options).template item<double>());
+      optimizer.step();
+    }
+    const Tensor mean = full(model->norm->running_mean);
+    losses.insert(losses.end(), mean.data_ptr<double>(), mean.data_ptr<double>() + mean.numel());
+    return losses;
+  };
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const StepOptions options{.microbatches = 4, .schedule = info.name};
+    Mixture alone;
+    const std::vector<double> expected = trained(alone, options);
+    std::vector<std::vector<std::string>> stages{{"embed", "lstm", "norm", "conv"}, {"attention", "head"}};
+    if (info.default_chunks == 2) stages = {{"embed", "lstm"}, {"norm", "conv"}, {"attention"}, {"head"}};
+    const bool is_v = info.name == "zbv" || info.name == "dualpipev";
+    for (const std::string axes : {"pp=2", "pp=2,dp=2"}) {
+      SCOPED_TRACE(axes);
+      test::on_mesh(axes, [&](const Mesh& mesh) {
+        Mixture model;
+        distribute(*model, mesh, Plan().stages(stages, is_v ? StageOrder::kV : StageOrder::kLoop));
+        EXPECT_THAT(trained(model, options), testing::Pointwise(testing::DoubleNear(1e-11), expected));
+      });
+    }
+  }
+}
+
+TEST(StepPrograms, autocast_around_the_step_holds_in_every_order) {
+  const auto losses = [](Chain& model, const StepOptions& options) {
+    std::vector<double> seen;
+    const Autocast autocast(at::kCPU, at::kHalf);
+    for (int i = 0; i < 3; ++i) {
+      model->zero_grad();
+      const Tensor x = batch(8, i).to(at::kFloat);
+      const auto loss = [&](const std::vector<Tensor>& parts) {
+        const Tensor output = model->blocks[1]->as<torch::nn::Linear>()->forward(model->embed(parts[0]));
+        EXPECT_EQ(output.scalar_type(), at::kHalf);
+        return model->forward(parts[0]).pow(2).mean();
+      };
+      seen.push_back(step(*model, {x}, loss, options).template item<double>());
+    }
+    return seen;
+  };
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    SCOPED_TRACE(info.name);
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    const StepOptions options{.microbatches = 4, .schedule = info.name};
+    Chain alone(2 * one.chunks);
+    alone->to(at::kFloat);
+    const std::vector<double> expected = losses(alone, options);
+    test::on_mesh("pp=2", [&](const Mesh& mesh) {
+      Chain model(2 * one.chunks);
+      model->to(at::kFloat);
+      distribute(*model, mesh, plan_for(one));
+      EXPECT_THAT(losses(model, options), testing::Pointwise(testing::DoubleNear(1e-3), expected));
+    });
+  }
+}
+
+}  // namespace
+}  // namespace tessera
