@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `tessera verify`: one device against meshes, from the same seed and data.
+#include <algorithm>
 #include <charconv>
 #include <iostream>
 #include <mutex>
@@ -68,7 +69,10 @@ std::vector<std::vector<Axis>> chosen_meshes(const VerifyFlags& flags, const tra
 struct Reference {
   std::shared_ptr<const train::Dataset> data;
   verify::Trace trace;
+  double rounding = 0;  ///< what 16 bits change: the largest deviation of one device in fp32
 };
+
+bool is_16_bit(const train::TrainConfig& config) { return config.precision == "bf16" || config.precision == "fp16"; }
 
 Reference run_one_device(train::TrainConfig config) {
   config.plan = {};
@@ -85,6 +89,12 @@ Reference run_one_device(train::TrainConfig config) {
   if (config.model.dropout > 0) mesh.emplace(comm::make_single_world(c10::Device(config.device)), std::vector<Axis>{});
   train::Session session(config, reference.data, mesh);
   reference.trace = verify::record(session.subject(), config.steps);
+  if (is_16_bit(config)) {
+    config.precision = "fp32";
+    train::Session exact(config, reference.data, mesh);
+    const verify::Deviations rounded = verify::compare(exact.subject(), reference.trace);
+    reference.rounding = std::max({rounded.max_loss, rounded.max_gradient, rounded.max_parameter});
+  }
   return reference;
 }
 
@@ -106,7 +116,8 @@ verify::Verdict verify_mesh(const VerifyFlags& flags, const train::TrainConfig& 
           .precision = config.precision,
           .steps = config.steps,
           .deviations = merge_over_ranks(deviations, mesh),
-          .tolerance = flags.tolerance >= 0 ? flags.tolerance : verify::default_tolerance(config.precision),
+          .tolerance = flags.tolerance >= 0 ? flags.tolerance
+                                            : verify::default_tolerance(config.precision, reference.rounding),
           .replicated_fallbacks = replicated_fallbacks(mesh)};
 }
 
@@ -162,7 +173,8 @@ Command add_verify(CLI::App& app, const Invocation& invocation) {
   const auto flags = std::make_shared<VerifyFlags>();
   add_job_flags(*command, flags->job);
   command->add_option("--meshes", flags->meshes, "all:N tries every mesh of up to N ranks that the model allows");
-  command->add_option("--tolerance", flags->tolerance, "largest relative deviation (default 1e-12 in fp64, 1e-4 in fp32, 0.05 in fp16, 0.4 in bf16)");
+  command->add_option("--tolerance", flags->tolerance, "largest relative deviation (default 1e-12 in fp64, 1e-4 in fp32; in fp16 and bf16 twice what "
+                                                          "one device in fp32 differs by)");
   return [flags, &invocation] { return verify(*flags, invocation); };
 }
 

@@ -101,9 +101,10 @@ Deviations compare(const Subject& subject, const Trace& reference) {
   return total;
 }
 
-double default_tolerance(const std::string& precision) {
-  static const std::map<std::string, double> kTable{{"fp64", 1e-12}, {"fp32", 1e-4}, {"fp16", 0.05}, {"bf16", 0.4}};
-  return kTable.at(precision);
+double default_tolerance(const std::string& precision, double rounding) {
+  static const std::map<std::string, double> kTable{{"fp64", 1e-12}, {"fp32", 1e-4}};
+  const auto found = kTable.find(precision);
+  return found != kTable.end() ? found->second : 2 * rounding;
 }
 
 std::vector<std::vector<Axis>> all_meshes(int max_ranks) {

@@ -116,6 +116,13 @@ class Verify(unittest.TestCase):
             self.assertLessEqual(line["max_param_deviation"], 1e-12)
             self.assertEqual(line["replicated_fallbacks"], {})
 
+    def test_judges_16_bits_by_what_they_change_on_one_device(self):
+        for precision, bound in (("bf16", 0.1), ("fp16", 0.01)):
+            result = run("verify", *TINY_GPT, "--precision", precision, "--mesh", "dp=2,tp=2", "--json", "-")
+            self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+            line = json_lines(result.stdout)[0]
+            self.assertTrue(0 < line["max_grad_deviation"] <= line["tolerance"] < bound, line)
+
     def holds(self, *arguments: str):
         result = run("verify", "--precision", "fp64", "--json", "-", *arguments)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)

@@ -76,12 +76,13 @@ struct Verdict {
 /// The verdict as one line of JSON without its newline. Infinite deviations become null.
 [[nodiscard]] std::string format_json(const Verdict& verdict);
 
-/// Largest deviation that rounding alone explains, relative: 1e-12 in fp64, 1e-4 in fp32, 0.05 in fp16, 0.4 in bf16.
-/// fp32   sums in another order drift apart by about 1e-7 a step, more under Adam where |gradient| is tiny
-/// fp16   11 bits: about 1e-3 of a gradient where activations are smooth (gpt)
-/// bf16   8 bits: about 1e-2 (gpt); up to 0.2 of a few entries with ReLU (mlp, cnn), where an activation that rounds to
-///        the other side of 0 changes its whole contribution. Sums left out or taken twice deviate by 0.5 and more.
-[[nodiscard]] double default_tolerance(const std::string& precision);
+/// Largest deviation that rounding alone explains, relative.
+/// fp64         1e-12
+/// fp32         1e-4: sums in another order drift apart by about 1e-7 a step, more under Adam where |gradient| is tiny
+/// fp16, bf16   twice `rounding`, what the 16 bits change on one device: a mesh rounds at other places, about as much. That is
+///              1e-3 (fp16) to 1e-2 (bf16) of a gradient where activations are smooth (gpt), and up to half of a few entries
+///              with ReLU (mlp, cnn), where an activation that rounds to the other side of 0 changes its whole contribution
+[[nodiscard]] double default_tolerance(const std::string& precision, double rounding);
 
 /// Every mesh of 1 to `max_ranks` ranks over the canonical axes, axes of size 1 left out; the mesh of one rank first.
 [[nodiscard]] std::vector<std::vector<Axis>> all_meshes(int max_ranks);
