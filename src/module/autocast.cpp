@@ -8,20 +8,23 @@
 
 namespace tessera {
 
+NoCastCache::NoCastCache() : before_(at::autocast::is_autocast_cache_enabled()) {
+  at::autocast::set_autocast_cache_enabled(false);
+}
+
+NoCastCache::~NoCastCache() { at::autocast::set_autocast_cache_enabled(before_); }
+
 Autocast::Autocast(c10::DeviceType device, c10::ScalarType dtype)
     : device_(device),
       enabled_before_(at::autocast::is_autocast_enabled(device)),
-      dtype_before_(at::autocast::get_autocast_dtype(device)),
-      cache_before_(at::autocast::is_autocast_cache_enabled()) {
+      dtype_before_(at::autocast::get_autocast_dtype(device)) {
   check<ConfigError>(dtype == at::kBFloat16 || dtype == at::kHalf, "Autocast: dtype {}; allowed: BFloat16, Half",
                      c10::toString(dtype));
   at::autocast::set_autocast_enabled(device, true);
   at::autocast::set_autocast_dtype(device, dtype);
-  at::autocast::set_autocast_cache_enabled(false);
 }
 
 Autocast::~Autocast() {
-  at::autocast::set_autocast_cache_enabled(cache_before_);
   at::autocast::set_autocast_dtype(device_, dtype_before_);
   at::autocast::set_autocast_enabled(device_, enabled_before_);
 }

@@ -6,9 +6,9 @@
 #include <memory>
 #include <vector>
 
-#include "pipeline/no_cast_cache.h"
 #include "pipeline/pausable.h"
 #include "tensor/decision_cache.h"
+#include "tessera/module/autocast.h"
 #include "tessera/pipeline/schedule.h"
 #include "tessera/pipeline/trace.h"
 

@@ -11,7 +11,7 @@
 #include <optional>
 #include <utility>
 
-#include "pipeline/no_cast_cache.h"
+#include "tessera/module/autocast.h"
 
 namespace tessera::pipeline {
 
