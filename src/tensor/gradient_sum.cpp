@@ -43,9 +43,9 @@ void add_up_across_stages(const at::Tensor& sum, const at::Tensor& gradient) {
 void own_memory(const at::Tensor& sum) {
   if (!is_mesh(sum)) return;
   MeshStorage& storage = storage_of(sum);
+  const at::Tensor& local = storage.local();
   storage.is_view = false;
   storage.family.reset();
-  const at::Tensor& local = storage.local();
   if (local.is_meta() || (local.use_count() == 1 && local.storage().use_count() == 1)) return;
   storage.replace(local.clone(), storage.placements());
 }
