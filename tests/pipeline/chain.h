@@ -72,13 +72,17 @@ inline void PrintTo(const Case& one, std::ostream* stream) {
   *stream << one.schedule << " pp=" << one.ranks << one.more_axes << " x" << one.chunks << " m=" << one.microbatches;
 }
 
+/// Where the schedule wants its stages; the number of micro-batches does not matter for that.
+inline StageOrder order_of(const Case& one) {
+  return pipeline::stage_order(pipeline::make_schedule(
+      one.schedule, {.ranks = one.ranks, .chunks = one.chunks, .microbatches = 2 * one.ranks}));
+}
+
 /// Stages in the order of the schedule, ZeRO 3, and the blocks over tp.
 inline Plan plan_for(const Case& one) {
   Plan plan;
   plan.add("blocks.*", {{"tp", Shard(0)}});
-  const bool is_v = one.schedule == "zbv" || one.schedule == "dualpipev";
-  plan.stages(stages_of(one.ranks * one.chunks), is_v ? StageOrder::kV : StageOrder::kLoop).zero(3);
-  return plan;
+  return plan.stages(stages_of(one.ranks * one.chunks), order_of(one)).zero(3);
 }
 
 }  // namespace tessera::test
