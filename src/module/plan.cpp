@@ -56,6 +56,10 @@ Plan& Plan::stages(std::vector<std::vector<std::string>> patterns, StageOrder or
   for (std::size_t k = 0; k < patterns.size(); ++k) {
     check<ConfigError>(!patterns[k].empty(), "plan: stage {} names nothing; give it a pattern, or have fewer stages",
                        k);
+    for (const std::string& pattern : patterns[k]) {
+      check<ConfigError>(!module::shared_pattern(pattern).value_or(pattern).empty(),
+                         "plan: stage {} has the pattern \"{}\", which names all there is; name its parts", k, pattern);
+    }
   }
   stages_ = std::move(patterns);
   stage_order_ = order;

@@ -23,7 +23,9 @@ StagePlan::StagePlan(const torch::nn::Module& module, const Mesh& mesh, const Pl
   for (const auto& item : module.named_parameters()) add(item.key(), item.value(), plan);
   for (const auto& item : module.named_buffers()) add(item.key(), item.value(), plan);
   check_all_used(plan);
-  check_shared(module.named_parameters().keys(), plan);
+  std::vector<std::string> names = module.named_parameters().keys();
+  for (const std::string& buffer : module.named_buffers().keys()) names.push_back(buffer);
+  check_shared(names, plan);
 }
 
 StageSet StagePlan::of(const at::Tensor& tensor) const {
@@ -54,15 +56,15 @@ void StagePlan::check_all_used(const Plan& plan) const {
   }
 }
 
-void StagePlan::check_shared(const std::vector<std::string>& parameters, const Plan& plan) {
+void StagePlan::check_shared(const std::vector<std::string>& tensors, const Plan& plan) {
   for (std::size_t k = 0; k < plan.stages().size(); ++k) {
     for (const std::string& pattern : plan.stages()[k]) {
       const auto shared = shared_pattern(pattern);
       if (!shared) continue;
-      const bool any = std::any_of(parameters.begin(), parameters.end(),
-                                   [&](const std::string& name) { return names(*shared, name); });
-      check<ConfigError>(any, "plan: stage {} has \"{}\", which names no parameter; the nearest name is \"{}\"", k,
-                         pattern, base::nearest_word(*shared, parameters));
+      const bool any = std::any_of(tensors.begin(), tensors.end(),
+                                   [&](const std::string& name) { return module::names(*shared, name); });
+      check<ConfigError>(any, "plan: stage {} has \"{}\", which names no parameter or buffer; the nearest name is \"{}\"", k,
+                         pattern, base::nearest_word(*shared, tensors));
     }
   }
 }

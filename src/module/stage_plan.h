@@ -27,7 +27,7 @@ class StagePlan {
  private:
   void add(const std::string& name, const at::Tensor& tensor, const Plan& plan);
   void check_all_used(const Plan& plan) const;
-  static void check_shared(const std::vector<std::string>& parameters, const Plan& plan);
+  static void check_shared(const std::vector<std::string>& tensors, const Plan& plan);
 
   int axis_ = -1;
   StageSet used_ = 0;

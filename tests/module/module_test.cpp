@@ -261,6 +261,7 @@ TEST(Plan, RefusesWhatItDoesNotKnowAndNamesTheLine) {
   EXPECT_NE(message("[params]\nmatch = 1\n").find("\"params\" is not known"), std::string::npos);
   EXPECT_NE(message("a = = 1").find("plan.toml:1"), std::string::npos);
   EXPECT_EQ(message("\nstages = [[\"a\"], []]").find("plan.toml:2: plan: stage 1 names nothing"), 0U);
+  EXPECT_EQ(message("stages = [[\"a\", \"+\"]]").find("plan.toml:1: plan: stage 0 has the pattern \"+\""), 0U);
   EXPECT_EQ(message("stage_order = \"v\"").find("plan.toml:1: stage_order without stages"), 0U);
   EXPECT_EQ(message("[[parameters]]\nmatch = \"a\"\nttp = \"colwise\"\n").find("plan.toml:1: plan: axis \"ttp\""), 0U);
   EXPECT_THROW((void)Plan::load("/nonexistent/plan.toml"), FileError);

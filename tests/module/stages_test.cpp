@@ -344,7 +344,7 @@ TEST(Stages, bad_plans_are_refused_before_anything_moves) {
                  "stage 1 of 2 (first.bias) names no parameter");
   expect_refusal("pp=2", Plan().stages({{"first.weight"}, {"first.bias"}, {"second"}}), "a multiple of 2");
   expect_refusal("pp=2", Plan().stages({{"first"}, {"second", "+frist.weight"}}),
-                 "stage 1 has \"+frist.weight\", which names no parameter; the nearest name is \"first.weight\"");
+                 "stage 1 has \"+frist.weight\", which names no parameter or buffer; the nearest name is \"first.weight\"");
   expect_refusal("pp=2", Plan().stages({{"first.weight"}, {"second", "+first.bias"}}),
                  "no stage names \"first.bias\"");
   EXPECT_THROW(Plan().stages({}), ConfigError);
