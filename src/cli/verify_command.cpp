@@ -4,6 +4,7 @@
 #include <charconv>
 #include <iostream>
 #include <mutex>
+#include <optional>
 
 #include "cli/commands.h"
 #include "cli/rank_job.h"
@@ -20,7 +21,7 @@ namespace {
 struct VerifyFlags {
   JobFlags job;
   std::string meshes;
-  double tolerance = -1;
+  std::optional<double> tolerance;
 };
 
 /// Plain SGD, because Adam divides gradients that are zero but for rounding (a key bias, say) by their own size and so
@@ -72,8 +73,6 @@ struct Reference {
   double rounding = 0;  ///< what 16 bits change: the largest deviation of one device in fp32
 };
 
-bool is_16_bit(const train::TrainConfig& config) { return config.precision == "bf16" || config.precision == "fp16"; }
-
 Reference run_one_device(train::TrainConfig config) {
   config.plan = {};
   at::set_num_threads(static_cast<int>(config.threads_per_rank));
@@ -89,7 +88,7 @@ Reference run_one_device(train::TrainConfig config) {
   if (config.model.dropout > 0) mesh.emplace(comm::make_single_world(c10::Device(config.device)), std::vector<Axis>{});
   train::Session session(config, reference.data, mesh);
   reference.trace = verify::record(session.subject(), config.steps);
-  if (is_16_bit(config)) {
+  if (train::autocast_dtype(config.precision)) {
     config.precision = "fp32";
     train::Session exact(config, reference.data, mesh);
     const verify::Deviations rounded = verify::compare(exact.subject(), reference.trace);
@@ -116,8 +115,7 @@ verify::Verdict verify_mesh(const VerifyFlags& flags, const train::TrainConfig& 
           .precision = config.precision,
           .steps = config.steps,
           .deviations = merge_over_ranks(deviations, mesh),
-          .tolerance = flags.tolerance >= 0 ? flags.tolerance
-                                            : verify::default_tolerance(config.precision, reference.rounding),
+          .tolerance = flags.tolerance.value_or(verify::default_tolerance(config.precision, reference.rounding)),
           .replicated_fallbacks = replicated_fallbacks(mesh)};
 }
 
@@ -136,6 +134,8 @@ int verify(const VerifyFlags& flags, const Invocation& invocation) {
     std::cout << train::format_toml(config);
     return 0;
   }
+  check<ConfigError>(!flags.tolerance || *flags.tolerance >= 0, "--tolerance {}; allowed: a number from 0",
+                     flags.tolerance.value_or(0));
   const auto meshes = chosen_meshes(flags, config);
   const bool threads = config.ranks == "threads";
   // Ranks that are threads share one reference; a process computes its own.

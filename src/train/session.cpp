@@ -64,12 +64,6 @@ const std::map<std::string, ReadyPlan>& ready_plans() {
 /// Of parameters: 16-bit precisions compute in 16 bits where autocast deems it safe, and keep fp32 parameters.
 at::ScalarType dtype_of(const std::string& precision) { return precision == "fp64" ? at::kDouble : at::kFloat; }
 
-std::optional<at::ScalarType> autocast_dtype(const std::string& precision) {
-  if (precision == "bf16") return at::kBFloat16;
-  if (precision == "fp16") return at::kHalf;
-  return std::nullopt;
-}
-
 int size_of(const std::vector<Axis>& axes, const std::string& name) {
   for (const Axis& axis : axes) {
     if (axis.name == name) return axis.size;
@@ -157,6 +151,12 @@ void add_held(const std::vector<HeldParameter>& held, Stages& stages) {
 
 }  // namespace
 
+std::optional<at::ScalarType> autocast_dtype(const std::string& precision) {
+  if (precision == "bf16") return at::kBFloat16;
+  if (precision == "fp16") return at::kHalf;
+  return std::nullopt;
+}
+
 void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches) {
   std::vector<std::string> problems;
   const int tp = size_of(axes, "tp");
@@ -177,8 +177,11 @@ void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool u
                     (config.batch + parts - 1) / parts * parts));
   }
   check<ConfigError>(problems.empty(), "mesh {}: {}", format_axes(axes), fmt::join(problems, "\n"));
-  if (!config.plan.file.empty()) (void)Plan::load(config.plan.file);
   const int stages = size_of(axes, "pp");
+  if (!config.plan.file.empty()) {
+    const Plan plan = Plan::load(config.plan.file);
+    if (stages > 1 && !plan.stages().empty()) (void)plan.rank_of_stage(stages);
+  }
   if (stages > 1 && config.microbatches > 1) (void)schedule_of(config, stages, static_cast<int>(config.microbatches));
 }
 

@@ -290,6 +290,8 @@ class BadInput(unittest.TestCase):
         (["train", "--plan", "/nonexistent"], 1, ["plan /nonexistent", "TOML"]),
         (["train", "--mesh", "dp=2", "--data", "text:/nonexistent"], 1, ["ranks 0-1 of 2", "/nonexistent"]),
         (["verify", "--meshes", "all:x"], 2, ["all:x", "all:8"]),
+        (["verify", "--model", "mlp", "--tolerance", "-1"], 2, ["--tolerance", "-1", "from 0"]),
+        (["verify", "--model", "mlp", "--tolerance", "nan"], 2, ["--tolerance", "nan", "from 0"]),
         (["train", *TINY_GPT, "--mesh", "dp_shard=2", "--zero", "4"], 2, ["zero", "4", "3"]),
         (["train", *TINY_GPT, "--mesh", "dp=2", "--zero", "3"], 2, ["zero", "dp_shard", "dp=2"]),
         (["train", "--model", "mlp", "--mesh", "tp=2", "--sequence-parallel"], 2, ["sequence_parallel", "output.tp"]),

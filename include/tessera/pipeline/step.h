@@ -43,8 +43,8 @@ using MicrobatchLoss = std::function<at::Tensor(const std::vector<at::Tensor>& p
 
 /// Forward, loss and backward of one batch. `loss` runs the module and whatever else belongs to the loss; it is called
 /// once per micro-batch, on every rank. It may also add up a metric (`count = count + correct.sum()`), to be read after
-/// the step. Plain tensors of `batch` are the global batch, the same on every rank: each
-/// micro-batch is sharded along dim 0 over the data-parallel axes.
+/// the step. Plain tensors of `batch` are the global batch, the same on every rank: each micro-batch is sharded along
+/// dim 0 over the data-parallel axes.
 ///
 /// Returns the loss of the batch, detached; gradients are in the parameters, reductions under way. Without grad mode
 /// (torch::NoGradGuard) only forward runs.
@@ -57,7 +57,7 @@ using MicrobatchLoss = std::function<at::Tensor(const std::vector<at::Tensor>& p
 ///
 /// Order     collective on a mesh
 /// Threads   called by its rank's thread. With several stages per rank, micro-batches run on threads of their own, one
-///           at a time, with this thread's LibTorch state (grad mode, autocast's keys, number of threads)
+///           at a time, with this thread's LibTorch state (grad mode, autocast, number of threads)
 /// Throws    ConfigError for fewer samples than micro-batches, a schedule that does not fit the mesh's stages or the
 ///           number of micro-batches, or a module whose forward goes back to an earlier stage; ShapeError for shapes
 ///           that differ from the first call's

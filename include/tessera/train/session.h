@@ -21,9 +21,12 @@
 
 namespace tessera::train {
 
+/// The dtype in which a precision computes where autocast deems it safe; none for fp32 and fp64.
+[[nodiscard]] std::optional<at::ScalarType> autocast_dtype(const std::string& precision);
+
 /// Throws ConfigError, all problems in one, if the model or batch cannot be spread over `axes`: heads that tp does not
 /// divide, a batch that the data-parallel degree does not divide (unless `uneven_batches`). Reads the plan file, if there
-/// is one, for its mistakes: FileError, ConfigError.
+/// is one, for its mistakes, a number of stages that pp does not divide among them: FileError, ConfigError.
 void check_fits(const TrainConfig& config, const std::vector<Axis>& axes, bool uneven_batches = false);
 
 /// The plan file that `config` names, else the ready plan of its model; on a mesh with an axis pp, cut into stages of
