@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "cli/rank_job.h"
+#include "comm/vector_math.h"
 #include "tessera/base/error.h"
 #include "tessera/base/log.h"
 #include "tessera/comm/worlds.h"
@@ -77,6 +78,7 @@ Reference run_one_device(train::TrainConfig config) {
   config.plan = {};
   at::set_num_threads(static_cast<int>(config.threads_per_rank));
   load_device(config.device);
+  comm::detail::settle_vector_math();
   // Of single precision, ten bits are otherwise rounded away in convolutions on a GPU.
   at::globalContext().setAllowTF32CuDNN(false);
   const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));

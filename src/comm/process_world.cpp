@@ -10,6 +10,7 @@
 #include "comm/group_book.h"
 #include "comm/local_backend.h"
 #include "comm/shm_region.h"
+#include "comm/vector_math.h"
 #include "tessera/base/error.h"
 #include "tessera/comm/worlds.h"
 
@@ -105,6 +106,7 @@ std::shared_ptr<World> make_process_world(int rank, int size, int local_rank, c1
                                           const std::string& transport, const WorldOptions& options) {
   detail::check_world("make_process_world", rank, size);
   check_transport(transport, options);
+  detail::settle_vector_math();
   return std::make_shared<ProcessWorld>(rank, size, local_rank, std::move(store), transport, options);
 }
 

@@ -2,6 +2,7 @@
 // The world of one rank.
 #include "comm/devices.h"
 #include "comm/group_book.h"
+#include "comm/vector_math.h"
 #include "tessera/comm/worlds.h"
 
 namespace tessera::comm {
@@ -20,6 +21,9 @@ class SingleWorld final : public World {
 
 }  // namespace
 
-std::shared_ptr<World> make_single_world(c10::Device device) { return std::make_shared<SingleWorld>(detail::device_of_rank(device, 0, /*shared=*/true)); }
+std::shared_ptr<World> make_single_world(c10::Device device) {
+  detail::settle_vector_math();
+  return std::make_shared<SingleWorld>(detail::device_of_rank(device, 0, /*shared=*/true));
+}
 
 }  // namespace tessera::comm

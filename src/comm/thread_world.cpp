@@ -11,6 +11,7 @@
 #include "comm/devices.h"
 #include "comm/group_book.h"
 #include "comm/local_backend.h"
+#include "comm/vector_math.h"
 #include "tessera/base/error.h"
 #include "tessera/comm/worlds.h"
 
@@ -132,6 +133,7 @@ std::vector<std::shared_ptr<World>> make_thread_worlds(int size, const WorldOpti
   check<ConfigError>(options.device.is_cpu() || options.makers.contains("thread"),
                      "make_thread_worlds: device {} needs a maker \"thread\" for its memory; give one or use the CPU",
                      options.device.str());
+  detail::settle_vector_math();
   auto hub = std::make_shared<Hub>();
   std::vector<std::shared_ptr<World>> worlds;
   for (int rank = 0; rank < size; ++rank) {
