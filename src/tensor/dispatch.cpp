@@ -10,6 +10,7 @@
 
 #include "tensor/call.h"
 #include "tensor/gradient_sum.h"
+#include "tensor/stale_read.h"
 #include "tessera/base/error.h"
 
 namespace tessera::tensor {
@@ -40,7 +41,11 @@ class MeshKernel final : public c10::OperatorKernel {
       run_metadata_change(op, info, *stack);
       return;
     }
-    Call(op, info, *stack).run();
+    try {
+      Call(op, info, *stack).run();
+    } catch (const StaleRead& error) {
+      throw ShapeError(fmt::format("{}: {}", info.name, error.what()));
+    }
   }
 
  private:

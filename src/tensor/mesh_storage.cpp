@@ -7,7 +7,7 @@
 
 #include "tensor/layout.h"
 #include "tensor/recompute.h"
-#include "tessera/base/error.h"
+#include "tensor/stale_read.h"
 
 namespace tessera::tensor {
 namespace {
@@ -51,7 +51,7 @@ void MeshStorage::note_write() {
 }
 
 void MeshStorage::refuse_stale() const {
-  throw ShapeError(
+  throw StaleRead(
       "a view of a partial sum, or the sum itself, missed a write: to read one of the two, it was reduced into memory of its "
       "own, and the other was written since; redistribute the sum before views are made of it, or write with an "
       "out-of-place operator");

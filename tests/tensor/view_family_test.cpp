@@ -66,7 +66,7 @@ TEST(ViewFamily, a_write_through_a_view_after_its_base_was_reduced_is_not_read_p
         view.mul_(3);
         return base + seen;
       },
-      "missed a write");
+      "aten::add: a view of a partial sum, or the sum itself, missed a write");
 }
 
 TEST(ViewFamily, a_write_to_a_base_after_its_view_was_reduced_is_not_read_past) {
