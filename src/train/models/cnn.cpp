@@ -2,17 +2,12 @@
 // The residual convolutional network, with group norm so that no sample sees its neighbours in the batch.
 #include "tessera/base/error.h"
 #include "tessera/train/models.h"
-#include "train/models/common.h"
+#include "train/models/image.h"
 
 namespace tessera::train {
 namespace {
 
 constexpr std::int64_t kGroups = 4;
-
-torch::nn::Conv2d make_conv(std::int64_t inputs, std::int64_t outputs, std::int64_t kernel, std::int64_t stride) {
-  return torch::nn::Conv2d(
-      torch::nn::Conv2dOptions(inputs, outputs, kernel).stride(stride).padding(kernel / 2).bias(false));
-}
 
 torch::nn::GroupNorm make_norm(std::int64_t channels) {
   return torch::nn::GroupNorm(torch::nn::GroupNormOptions(kGroups, channels));
@@ -52,16 +47,6 @@ struct CnnBlock : torch::nn::Module {
   torch::nn::Conv2d skip = nullptr;
 };
 
-// [B, channels, h, h] -> [B, classes]: global average pool, then linear.
-struct CnnHead : torch::nn::Module {
-  CnnHead(std::int64_t channels, std::int64_t classes)
-      : out(register_module("out", torch::nn::Linear(channels, classes))) {}
-
-  torch::Tensor forward(const torch::Tensor& x) { return out(x.mean({2, 3})); }
-
-  torch::nn::Linear out;
-};
-
 }  // namespace
 
 torch::nn::Sequential build_cnn(const CnnOptions& options) {
@@ -78,18 +63,13 @@ torch::nn::Sequential build_cnn(const CnnOptions& options) {
     model->push_back(fmt::format("block{}", i), std::make_shared<CnnBlock>(width, outputs, i == half ? 2 : 1));
     width = outputs;
   }
-  model->push_back("head", std::make_shared<CnnHead>(width, options.classes));
+  model->push_back("head", std::make_shared<ImageHead>(width, options.classes));
   return model;
 }
 
 ModelParts make_cnn_parts(const ModelConfig& config) {
-  constexpr std::int64_t kDigitSide = 8;
   const CnnOptions options{.channels = config.channels, .blocks = config.blocks};
-  ModelParts parts;
-  parts.module = build_cnn(options);
-  parts.input = {InputKind::kImage, kDigitSide, options.classes};
-  parts.initial_std = he_std;
-  return parts;
+  return make_digit_parts(build_cnn(options), options.classes);
 }
 
 }  // namespace tessera::train

@@ -3,7 +3,7 @@
 // Source: He et al. 2016, arXiv:1512.03385, section 4.2.
 #include "tessera/base/error.h"
 #include "tessera/train/models.h"
-#include "train/models/common.h"
+#include "train/models/image.h"
 
 namespace tessera::train {
 namespace {
@@ -13,8 +13,7 @@ constexpr std::int64_t kStages = 3;
 // Convolution and batch norm, the pair that the whole network is made of. [B, inputs, h, h] -> [B, outputs, h / s, h / s].
 struct NormedConv : torch::nn::Module {
   NormedConv(std::int64_t inputs, std::int64_t outputs, std::int64_t kernel, std::int64_t stride)
-      : conv(register_module(
-            "conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(inputs, outputs, kernel).stride(stride).padding(kernel / 2).bias(false)))),
+      : conv(register_module("conv", make_conv(inputs, outputs, kernel, stride))),
         norm(register_module("norm", torch::nn::BatchNorm2d(outputs))) {}
 
   torch::Tensor forward(const torch::Tensor& x) { return norm(conv(x)); }
@@ -51,16 +50,6 @@ struct ResnetBlock : torch::nn::Module {
   std::shared_ptr<NormedConv> skip;
 };
 
-// [B, channels, h, h] -> [B, classes]: global average pool, then linear.
-struct ResnetHead : torch::nn::Module {
-  ResnetHead(std::int64_t channels, std::int64_t classes)
-      : out(register_module("out", torch::nn::Linear(channels, classes))) {}
-
-  torch::Tensor forward(const torch::Tensor& x) { return out(x.mean({2, 3})); }
-
-  torch::nn::Linear out;
-};
-
 }  // namespace
 
 torch::nn::Sequential build_resnet(const ResnetOptions& options) {
@@ -75,18 +64,13 @@ torch::nn::Sequential build_resnet(const ResnetOptions& options) {
     model->push_back(fmt::format("block{}", i), std::make_shared<ResnetBlock>(width, outputs, outputs == width ? 1 : 2));
     width = outputs;
   }
-  model->push_back("head", std::make_shared<ResnetHead>(width, options.classes));
+  model->push_back("head", std::make_shared<ImageHead>(width, options.classes));
   return model;
 }
 
 ModelParts make_resnet_parts(const ModelConfig& config) {
-  constexpr std::int64_t kDigitSide = 8;
   const ResnetOptions options{.channels = config.channels, .blocks = config.blocks};
-  ModelParts parts;
-  parts.module = build_resnet(options);
-  parts.input = {InputKind::kImage, kDigitSide, options.classes};
-  parts.initial_std = he_std;
-  return parts;
+  return make_digit_parts(build_resnet(options), options.classes);
 }
 
 }  // namespace tessera::train
