@@ -7,10 +7,14 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <charconv>
+#include <cmath>
 #include <numeric>
 
 namespace tessera::base {
 namespace {
+
+constexpr std::array<std::string_view, 5> kExactUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
 
 std::string fold(std::string_view word) {
   std::string folded(word);
@@ -62,6 +66,27 @@ std::string human_bytes(std::int64_t bytes) {
     ++unit;
   }
   return fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+std::string exact_bytes(std::int64_t bytes) {
+  std::size_t unit = 0;
+  while (bytes != 0 && bytes % 1024 == 0 && unit + 1 < kExactUnits.size()) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return fmt::format("{}{}", bytes, kExactUnits[unit]);
+}
+
+std::optional<std::int64_t> parse_bytes(std::string_view text) {
+  double number = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
+  if (error != std::errc() || !(number >= 0)) return {};
+  const std::string_view unit(rest, static_cast<std::size_t>(text.data() + text.size() - rest));
+  const auto* const found = std::find(kExactUnits.begin(), kExactUnits.end(), unit);
+  if (found == kExactUnits.end()) return {};
+  const double bytes = std::round(std::ldexp(number, static_cast<int>(10 * (found - kExactUnits.begin()))));
+  if (bytes >= std::ldexp(1.0, 63)) return {};
+  return static_cast<std::int64_t>(bytes);
 }
 
 }  // namespace tessera::base

@@ -7,6 +7,7 @@
 #include "module/gradient_reducer.h"
 #include "module/parts.h"
 #include "module/stage_plan.h"
+#include "tensor/activation_budget.h"
 #include "tensor/decision_cache.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
@@ -46,11 +47,13 @@ void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& 
 }
 
 /// Parameters know their blocks: forward is recognised by the parameters that it uses.
-void mark_blocks(const torch::nn::Module& module, const Mesh& mesh, Recompute mode) {
-  if (mode == Recompute::kNone) return;
+void mark_blocks(const torch::nn::Module& module, const Mesh& mesh, Recompute recompute) {
+  if (recompute == Recompute::kNone) return;
   tensor::MeshRuntime::of(mesh).recompute.enable();
+  std::shared_ptr<tensor::ActivationBudget> budget;
+  if (recompute.mode == Recompute::kWithin) budget = std::make_shared<tensor::ActivationBudget>(recompute.budget_bytes);
   for (const module::ModulePart& part : module::parts_of(module)) {
-    const auto block = std::make_shared<const tensor::Block>(tensor::Block{mode});
+    const auto block = std::make_shared<const tensor::Block>(tensor::Block{recompute, budget});
     int number = 0;
     for (const at::Tensor& parameter : part.module->parameters()) {
       if (!parameter.defined()) continue;

@@ -60,6 +60,7 @@ class CallProducer final : public Producer {
         random_(MeshRuntime::of(mesh).random),
         keys_(c10::impl::tls_local_dispatch_key_set()) {
     is_view = info.is_view;
+    is_expensive = info.expensive;
     name = info.name.c_str();
   }
 

@@ -15,6 +15,7 @@
 
 namespace tessera::tensor {
 
+class ActivationBudget;
 class GatherAhead;
 
 /// A collective that is filling the local shard; run once, by the first reader.
@@ -26,11 +27,13 @@ class Value;
 struct SharedMemory {
   std::uint32_t num_writes = 0;
   std::weak_ptr<Value> owner;  ///< the value that is no view; empty if the tensor is no value
+  std::int64_t bytes = 0;      ///< counted under a budget: of the largest shard, so that all ranks decide alike
 };
 
 /// A part of a module whose activations are dropped after forward together.
 struct Block {
-  Recompute mode = Recompute::kNone;
+  Recompute recompute;
+  std::shared_ptr<ActivationBudget> budget;  ///< of all blocks of the module; null: none
 };
 
 /// Storage of a mesh tensor. TensorImpls that share it (detach, saved variables) see the same shard: when a partial

@@ -8,9 +8,11 @@
 #include <algorithm>
 #include <array>
 
+#include "tensor/activation_budget.h"
 #include "tensor/decision_cache.h"
 #include "tensor/redistribute.h"
 #include "tessera/base/error.h"
+#include "tessera/base/text.h"
 
 namespace tessera {
 namespace tensor {
@@ -26,6 +28,7 @@ class Reduction final : public Producer {
       if (to_[axis].is_partial()) to_[axis] = to[axis];
     }
     inputs.push_back({std::move(from), nullptr, 0});
+    is_expensive = true;
     name = "a reduction";
   }
   std::vector<at::Tensor> run() override { return {read_as(inputs[0].value->tensor(), to_)}; }
@@ -33,6 +36,16 @@ class Reduction final : public Producer {
  private:
   Placements to_;
 };
+
+std::int64_t largest_shard_bytes(const at::Tensor& tensor) {
+  const MeshStorage& storage = storage_of(tensor);
+  auto bytes = static_cast<std::int64_t>(tensor.itemsize());
+  for (int dim = 0; dim < tensor.dim(); ++dim) {
+    const std::int64_t parts = num_shards(dim, storage.placements(), storage.mesh());
+    bytes *= (tensor.size(dim) + parts - 1) / parts;
+  }
+  return bytes;
+}
 
 /// While it lives, calls belong to no block: they are made again.
 class RunningAgain {
@@ -59,6 +72,23 @@ bool Producer::is_repeatable() {
                   return input.value == nullptr || input.value->has_data() || input.value->producer_->repeatable_;
                 });
   return repeatable_;
+}
+
+std::vector<std::shared_ptr<Producer>> producers_of(const Value& value) {
+  std::vector<std::shared_ptr<Producer>> needed;
+  std::set<const Producer*> seen;
+  std::vector<std::shared_ptr<Producer>> open{value.producer_};
+  while (!open.empty()) {
+    const std::shared_ptr<Producer> producer = std::move(open.back());
+    open.pop_back();
+    if (!seen.insert(producer.get()).second) continue;
+    for (const Producer::Input& input : producer->inputs) {
+      if (input.value != nullptr && !input.value->has_data()) open.push_back(input.value->producer_);
+    }
+    needed.push_back(producer);
+  }
+  std::sort(needed.begin(), needed.end(), [](const auto& a, const auto& b) { return a->order < b->order; });
+  return needed;
 }
 
 Value::Value(const at::Tensor& tensor, std::shared_ptr<Producer> producer)
@@ -112,9 +142,14 @@ void Value::fill(at::Tensor data) {
 bool RecomputeRuntime::watches() const { return enabled_ && !is_running_again_ && in_forward(); }
 
 void RecomputeRuntime::begin(std::shared_ptr<const Block> block, int parameter) {
-  for (const std::weak_ptr<Value>& made : std::exchange(made_, {})) {
-    const std::shared_ptr<Value> value = made.lock();
-    if (value != nullptr && value->drop()) ++counts_.dropped;
+  const std::vector<std::weak_ptr<Value>> made = std::exchange(made_, {});
+  if (block_ != nullptr && block_->budget != nullptr) {
+    counts_.dropped += block_->budget->admit(made);
+  } else {
+    for (const std::weak_ptr<Value>& weak : made) {
+      const std::shared_ptr<Value> value = weak.lock();
+      if (value != nullptr && value->drop()) ++counts_.dropped;
+    }
   }
   block_ = std::move(block);
   first_parameter_ = parameter;
@@ -131,7 +166,11 @@ void RecomputeRuntime::add(const at::Tensor& output, const std::shared_ptr<Produ
   made = known = value;
   MeshStorage& storage = storage_of(output);
   storage.value = value;
-  if (!storage.is_view) storage.memory = std::make_shared<SharedMemory>(SharedMemory{.owner = value});
+  if (!storage.is_view) {
+    const std::int64_t bytes = block_->budget != nullptr ? largest_shard_bytes(output) : 0;
+    storage.memory = std::make_shared<SharedMemory>(SharedMemory{.owner = value, .bytes = bytes});
+  }
+  value->memory_ = storage.memory;
 }
 
 void RecomputeRuntime::add_reduction(const at::Tensor& reduced, const std::shared_ptr<Value>& from) {
@@ -144,19 +183,7 @@ void RecomputeRuntime::add_reduction(const at::Tensor& reduced, const std::share
 void RecomputeRuntime::make_again(Value& value) {
   if (value.has_data()) return;
   if (in_forward()) read_later_.insert(value.place_);
-  std::vector<std::shared_ptr<Producer>> needed;
-  std::set<const Producer*> seen;
-  std::vector<std::shared_ptr<Producer>> open{value.producer_};
-  while (!open.empty()) {
-    const std::shared_ptr<Producer> producer = std::move(open.back());
-    open.pop_back();
-    if (!seen.insert(producer.get()).second) continue;
-    for (const Producer::Input& input : producer->inputs) {
-      if (input.value != nullptr && !input.value->has_data()) open.push_back(input.value->producer_);
-    }
-    needed.push_back(producer);
-  }
-  std::sort(needed.begin(), needed.end(), [](const auto& a, const auto& b) { return a->order < b->order; });
+  std::vector<std::shared_ptr<Producer>> needed = producers_of(value);
   const RunningAgain running(is_running_again_);
   for (std::shared_ptr<Producer>& producer : needed) {
     check<Error>(producer->reads_what_it_read(),
@@ -176,12 +203,21 @@ void RecomputeRuntime::make_again(Value& value) {
 }  // namespace tensor
 
 namespace {
-constexpr std::array<std::pair<std::string_view, Recompute>, 3> kModes{
+constexpr std::array<std::pair<std::string_view, Recompute::Mode>, 3> kModes{
     {{"none", Recompute::kNone}, {"selective", Recompute::kSelective}, {"full", Recompute::kFull}}};
 }  // namespace
 
-std::string to_string(Recompute mode) {
-  const auto* found = std::find_if(kModes.begin(), kModes.end(), [&](const auto& row) { return row.second == mode; });
+Recompute Recompute::within(std::int64_t bytes) {
+  check<ConfigError>(bytes > 0, "recompute: a budget of {} bytes; allowed: more than 0, or Recompute::kFull", bytes);
+  Recompute recompute(kWithin);
+  recompute.budget_bytes = bytes;
+  return recompute;
+}
+
+std::string to_string(Recompute recompute) {
+  if (recompute.mode == Recompute::kWithin) return base::exact_bytes(recompute.budget_bytes);
+  const auto* found =
+      std::find_if(kModes.begin(), kModes.end(), [&](const auto& row) { return row.second == recompute.mode; });
   return std::string(found->first);
 }
 
@@ -189,7 +225,12 @@ Recompute parse_recompute(std::string_view word) {
   for (const auto& [known, mode] : kModes) {
     if (word == known) return mode;
   }
-  throw ConfigError(fmt::format("recompute = \"{}\" is not known; allowed: \"none\", \"selective\", \"full\"", word));
+  const std::optional<std::int64_t> bytes = base::parse_bytes(word);
+  check<ConfigError>(bytes.value_or(0) > 0,
+                     "recompute = \"{}\" is not known; allowed: \"none\", \"selective\", \"full\", or more than 0 "
+                     "bytes, as in \"8GiB\" (B, KiB, MiB, GiB, TiB)",
+                     word);
+  return Recompute::within(*bytes);
 }
 
 RecomputeCounts recompute_counts(const Mesh& mesh) { return tensor::MeshRuntime::of(mesh).recompute.counts(); }

@@ -39,11 +39,15 @@ class Producer {
   std::vector<std::weak_ptr<Value>> outputs;
   std::uint64_t order = 0;  ///< of calls
   bool is_view = false;     ///< outputs share the memory of the first input
+  bool is_expensive = false;
   const char* name = "";
 
  private:
   bool repeatable_ = true;
 };
+
+/// The calls that must run to give `value` data, oldest first. Precondition: it can be made again.
+[[nodiscard]] std::vector<std::shared_ptr<Producer>> producers_of(const Value& value);
 
 /// Of a value: its block, and its number among the values of one run of the block.
 using Place = std::pair<std::shared_ptr<const Block>, std::size_t>;
@@ -59,6 +63,8 @@ class Value : public std::enable_shared_from_this<Value> {
   /// Precondition: has_data.
   [[nodiscard]] const at::Tensor& data() const noexcept;
   [[nodiscard]] const Placements& placements() const noexcept { return placements_; }
+  /// Null where nobody wants to know.
+  [[nodiscard]] const std::shared_ptr<SharedMemory>& memory() const noexcept { return memory_; }
   /// A mesh tensor with the data.
   [[nodiscard]] at::Tensor tensor() const;
 
@@ -72,12 +78,14 @@ class Value : public std::enable_shared_from_this<Value> {
  private:
   friend class Producer;
   friend class RecomputeRuntime;
+  friend std::vector<std::shared_ptr<Producer>> producers_of(const Value& value);
   void make_again();
   void fill(at::Tensor data);
 
   MeshStorage* storage_;
   std::shared_ptr<Producer> producer_;  ///< null: kept
   at::Tensor held_;                     ///< data that are not, or not only, in the storage
+  std::shared_ptr<SharedMemory> memory_;
   Placements placements_;
   Mesh mesh_;
   Sizes sizes_;
@@ -91,14 +99,16 @@ class RecomputeRuntime {
   /// Forward of a module whose plan asks for recomputation.
   [[nodiscard]] bool watches() const;
   /// Inside a block whose activations are dropped.
-  [[nodiscard]] bool records() const noexcept { return block_ != nullptr && block_->mode != Recompute::kNone; }
-  [[nodiscard]] bool keeps_expensive() const noexcept { return records() && block_->mode == Recompute::kSelective; }
+  [[nodiscard]] bool records() const noexcept { return block_ != nullptr && block_->recompute != Recompute::kNone; }
+  [[nodiscard]] bool keeps_expensive() const noexcept {
+    return records() && block_->recompute == Recompute::kSelective;
+  }
 
   /// An operator uses parameter `parameter` of `block`. True if a run of the block begins with it.
   [[nodiscard]] bool begins(const Block& block, int parameter) const noexcept {
     return block_.get() != &block || parameter == first_parameter_;
   }
-  /// A run of `block` begins: drops what the one before left.
+  /// A run of `block` begins: drops what the one before left, or as much as its budget asks for.
   void begin(std::shared_ptr<const Block> block, int parameter);
   /// `output`, the next one of `producer`, can be made again from now on.
   void add(const at::Tensor& output, const std::shared_ptr<Producer>& producer);

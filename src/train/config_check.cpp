@@ -7,6 +7,7 @@
 #include "tessera/base/error.h"
 #include "tessera/mesh/mesh.h"
 #include "tessera/pipeline/schedule.h"
+#include "tessera/tensor/recompute.h"
 #include "train/config_values.h"
 #include "train/names.h"
 
@@ -72,6 +73,11 @@ void check_mesh(const TrainConfig& config, Problems& problems) {
     problems.emplace_back("plan.sequence_parallel",
                           "shards the sequence of the standard plan of gpt; in a plan file, give the embedding's weight "
                           "output.tp = \"shard(1)\" instead");
+  }
+  try {
+    (void)parse_recompute(config.plan.recompute);
+  } catch (const ConfigError& error) {
+    problems.emplace_back("plan.recompute", error.what());
   }
   if (config.plan.zero > 0 && !has_dp_shard) {
     problems.emplace_back("plan.zero", fmt::format("{} shards over axis dp_shard, which mesh \"{}\" does not have; allowed: "

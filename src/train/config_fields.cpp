@@ -44,8 +44,8 @@ std::vector<ConfigField> make_fields() {
       {"plan.sequence_parallel", "sequence-parallel", TESSERA_MEMBER(plan.sequence_parallel),
        "gpt: shard activations between tensor-parallel products over the sequence", "", {}},
       {"plan.recompute", "recompute", TESSERA_MEMBER(plan.recompute),
-       "activations made again in backward: all but blocks' inputs, or selective: those that cost little", "",
-       {"none", "selective", "full"}},
+       "activations made again in backward: none | selective (what costs little) | full (all but blocks' inputs) | 8GiB "
+       "(as many as must go for the others to fit)", "", {}},
       {"plan.balance", "balance", TESSERA_MEMBER(plan.balance),
        "what stages share evenly; time and memory are measured", "", {"parameters", "time", "memory"}},
       {"optimizer.name", "optimizer", TESSERA_MEMBER(optimizer.name), "update rule", "", {"adamw", "adam", "sgd"}},

@@ -192,7 +192,9 @@ Plan plan_of(const TrainConfig& config, const Workload& workload, const std::vec
               : ready != ready_plans().end() ? ready->second(workload.module->named_parameters().keys(), config.plan)
                                              : Plan();
   if (config.plan.zero > 0) plan.zero(static_cast<int>(config.plan.zero));
-  if (const Recompute mode = parse_recompute(config.plan.recompute); mode != Recompute::kNone) plan.recompute(mode);
+  if (const Recompute recompute = parse_recompute(config.plan.recompute); recompute != Recompute::kNone) {
+    plan.recompute(recompute);
+  }
   const int ranks = size_of(axes, "pp");
   if (ranks == 1 || !plan.stages().empty()) return plan;
   const pipeline::Schedule schedule = any_schedule_of(config, ranks);

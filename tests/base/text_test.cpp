@@ -53,5 +53,28 @@ TEST(HumanBytes, CoversTheWholeRange) {
   EXPECT_EQ(human_bytes(-2048), "-2.0 KiB");
 }
 
+TEST(ExactBytes, UsesTheLargestUnitThatDivides) {
+  EXPECT_EQ(exact_bytes(0), "0B");
+  EXPECT_EQ(exact_bytes(1000), "1000B");
+  EXPECT_EQ(exact_bytes(std::int64_t{8} << 30), "8GiB");
+  EXPECT_EQ(exact_bytes((std::int64_t{8} << 30) + 1024), "8388609KiB");
+  EXPECT_EQ(exact_bytes(std::int64_t{1} << 60), "1048576TiB");
+}
+
+TEST(ParseBytes, ReadsWhatExactBytesWrote) {
+  for (const std::int64_t bytes : {std::int64_t{0}, std::int64_t{1}, std::int64_t{1000}, std::int64_t{1536} << 10,
+                                   std::int64_t{8} << 30, std::int64_t{1} << 60}) {
+    EXPECT_EQ(parse_bytes(exact_bytes(bytes)), bytes);
+  }
+  EXPECT_EQ(parse_bytes("1.5GiB"), std::int64_t{3} << 29);
+}
+
+TEST(ParseBytes, RefusesOtherUnitsSignsAndNumbersThatDoNotFit) {
+  for (const char* text : {"", "8", "GiB", "8GB", "8 GiB", "8gib", "-1KiB", "+1KiB", "nanKiB", "infKiB", "1e3KiB", "0x8KiB",
+                           "8388608TiB", "1KiBs"}) {
+    EXPECT_FALSE(parse_bytes(text).has_value()) << text;
+  }
+}
+
 }  // namespace
 }  // namespace tessera::base

@@ -119,7 +119,8 @@ std::vector<Layout> layouts() {
 
 TEST(Recompute, ChangesNoBitOfAModuleThatWritesInPlaceAndSkips) {
   for (const Layout& layout : layouts()) {
-    for (const Recompute mode : {Recompute::kFull, Recompute::kSelective}) {
+    for (const Recompute mode : {Recompute(Recompute::kFull), Recompute(Recompute::kSelective), Recompute::within(1),
+                                 Recompute::within(2 << 10), Recompute::within(4 << 10), Recompute::within(6 << 10)}) {
       SCOPED_TRACE(std::string(layout.axes) + " " + to_string(mode));
       int ranks = 1;
       for (const Axis& axis : parse_axes(layout.axes)) ranks *= axis.size;
@@ -242,6 +243,18 @@ TEST(Plan, WritesAndReadsItsRecomputation) {
   EXPECT_EQ(Plan::parse(Plan().recompute(Recompute::kSelective).to_toml(), "plan.toml").recompute(),
             Recompute::kSelective);
   EXPECT_EQ(Plan::parse("recompute = \"full\"", "plan.toml").recompute(), Recompute::kFull);
+}
+
+TEST(Recompute, IsWrittenAsAModeOrAsBytes) {
+  EXPECT_EQ(parse_recompute("selective"), Recompute::kSelective);
+  EXPECT_EQ(parse_recompute("8GiB"), Recompute::within(std::int64_t{8} << 30));
+  EXPECT_EQ(to_string(parse_recompute("1.5GiB")), "1536MiB");
+  for (const char* word : {"", "some", "8", "0B", "0GiB", "-1GiB", "8GB"}) {
+    EXPECT_THROW((void)parse_recompute(word), ConfigError) << word;
+  }
+  EXPECT_THROW((void)Recompute::within(0), ConfigError);
+  const Plan plan = Plan().recompute(Recompute::within(3 << 20));
+  EXPECT_EQ(Plan::parse(plan.to_toml(), "plan.toml").recompute(), plan.recompute());
 }
 
 TEST(Plan, RefusesARecomputationThatIsNone) {

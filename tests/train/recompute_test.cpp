@@ -5,6 +5,7 @@
 
 #include "support/ranks.h"
 #include "tessera/base/error.h"
+#include "tessera/base/text.h"
 #include "tessera/module/distribute.h"
 #include "tessera/tensor/random.h"
 #include "tessera/train/session.h"
@@ -114,28 +115,37 @@ INSTANTIATE_TEST_SUITE_P(
                           Case{"GptStagesTensor", "gpt", "pp=2,tp=2", 0, true, 2},
                           Case{"GptStagesZero3", "gpt", "pp=2,dp_shard=2", 3},
                           Case{"GptBfloat16", "gpt", "dp=2,tp=2", 0, false, 1, "bf16"}),
-        ::testing::Values("full", "selective")),
+        ::testing::Values("full", "selective", "500B")),
     [](const auto& test) {
       const std::string mode = std::get<1>(test.param);
-      return std::string(std::get<0>(test.param).name) + (mode == "full" ? "Full" : "Selective");
+      return std::string(std::get<0>(test.param).name) + (mode == "full"        ? "Full"
+                                                          : mode == "selective" ? "Selective"
+                                                                                : "Within");
     });
 
-/// Bytes that forward leaves for backward, on one rank.
-std::int64_t activation_bytes(const TrainConfig& config, const Mesh& mesh, const std::shared_ptr<const Dataset>& data) {
+/// What forward leaves for backward, on one rank, and what backward then runs again.
+struct Left {
+  std::int64_t bytes = 0;
+  std::int64_t operators = 0;
+};
+
+Left left_by_forward(const TrainConfig& config, const Mesh& mesh, const std::shared_ptr<const Dataset>& data) {
   Session session(config, data, mesh, {.count_memory = true});
   const Batch batch = BatchStream(data->train, batch_order(config.data), 0, config.batch).at(0);
   const at::Tensor input = shard_batch(mesh, batch.input);
   const at::Tensor target = shard_batch(mesh, batch.target);
-  std::int64_t bytes = 0;
+  Left left;
   // What a later block reads is learned in the first pass.
   for (int pass = 0; pass < 2; ++pass) {
     const std::int64_t before = session.memory()->allocated_bytes();
+    const std::int64_t operators_before = recompute_counts(mesh).operators;
     const at::Tensor loss = session.workload().loss(session.workload().forward(input), target);
-    bytes = session.memory()->allocated_bytes() - before;
+    left.bytes = session.memory()->allocated_bytes() - before;
     loss.backward();
     session.optimizer().zero_grad();
+    left.operators = recompute_counts(mesh).operators - operators_before;
   }
-  return bytes;
+  return left;
 }
 
 /// Of one block more than `layers`.
@@ -152,7 +162,7 @@ double bytes_of_a_block(const std::string& recompute, double dropout, const std:
     const auto bytes = [&](std::int64_t layers) {
       TrainConfig sized = config;
       sized.model.layers = layers;
-      return activation_bytes(sized, Mesh(world, parse_axes(axes)), data);
+      return left_by_forward(sized, Mesh(world, parse_axes(axes)), data).bytes;
     };
     const std::int64_t more = bytes(6);
     const std::int64_t less = bytes(4);
@@ -191,6 +201,43 @@ TEST(RecomputeMemory, UnderDropoutIsWhatTheClosedFormsSay) {
     SCOPED_TRACE(axes);
     EXPECT_EQ(bytes_of_a_block("selective", 0.1, axes) / kUnitBytes, 2 + 7 / t + kCausalMask);
     EXPECT_EQ(bytes_of_a_block("full", 0.1, axes) / kUnitBytes, 1 + kCausalMask);
+  }
+}
+
+TEST(RecomputeMemory, FillsABudgetAndRunsTheLessAgainTheLargerItIs) {
+  for (const char* axes : {"dp=1", "tp=2"}) {
+    SCOPED_TRACE(axes);
+    TrainConfig config = small("gpt");
+    config.model.dropout = 0;
+    config.model.layers = 6;
+    config.mesh = axes;
+    const auto data = data_of(config);
+    test::on_ranks(std::string(axes) == "tp=2" ? 2 : 1, [&](const auto& world) {
+      const auto with = [&](const std::string& recompute) {
+        TrainConfig changed = config;
+        changed.plan.recompute = recompute;
+        return left_by_forward(changed, Mesh(world, parse_axes(axes)), data);
+      };
+      const Left none = with("none"), selective = with("selective"), full = with("full");
+      const auto unit = static_cast<std::int64_t>(kUnitBytes);
+      // The head is the last block: it is never dropped, and not counted.
+      const std::int64_t head = full.bytes - 7 * unit;
+      Left before = with("1B");
+      EXPECT_EQ(before.bytes, full.bytes);
+      EXPECT_EQ(before.operators, full.operators);
+      for (std::int64_t units = 10; units <= 100; units += 10) {
+        SCOPED_TRACE(units);
+        const std::int64_t budget = units * unit;
+        const Left now = with(base::exact_bytes(budget));
+        EXPECT_LE(now.bytes, budget + head);
+        EXPECT_GT(now.bytes, std::min(none.bytes, budget + head) - 4 * unit) << "one activation less would have done";
+        EXPECT_LE(now.operators, before.operators);
+        before = now;
+      }
+      EXPECT_EQ(before.bytes, none.bytes);
+      EXPECT_EQ(before.operators, 0);
+      EXPECT_LE(with(base::exact_bytes(selective.bytes - head)).operators, selective.operators) << "nothing expensive";
+    });
   }
 }
 

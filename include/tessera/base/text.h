@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,5 +25,14 @@ namespace tessera::base {
 ///
 /// Units     powers of 1024
 [[nodiscard]] std::string human_bytes(std::int64_t bytes);
+
+/// A byte count as files and flags have it, exact: "8GiB", "1536KiB", "100B"; the largest unit that divides it.
+///
+/// Units     powers of 1024, up to TiB
+[[nodiscard]] std::string exact_bytes(std::int64_t bytes);
+
+/// The inverse, which also reads fractions ("1.5GiB"); rounded to whole bytes. Nothing if `text` is not a number from 0 and a
+/// unit, or is more than an int64 holds.
+[[nodiscard]] std::optional<std::int64_t> parse_bytes(std::string_view text);
 
 }  // namespace tessera::base

@@ -99,9 +99,9 @@ class Plan {
   [[nodiscard]] const std::optional<c10::ScalarType>& reduce_dtype() const noexcept { return reduce_dtype_; }
 
   /// Which activations are dropped after forward and made again in backward; see tessera/tensor/recompute.h. Blocks are
-  /// the parts of the module that balanced_stages() names. In the file: recompute = "full".
-  Plan& recompute(Recompute mode) noexcept {
-    recompute_ = mode;
+  /// the parts of the module that balanced_stages() names. In the file: recompute = "full", or "8GiB".
+  Plan& recompute(Recompute recompute) noexcept {
+    recompute_ = recompute;
     return *this;
   }
   [[nodiscard]] Recompute recompute() const noexcept { return recompute_; }
@@ -145,7 +145,7 @@ class Plan {
   int zero_ = 0;
   std::int64_t prefetch_bytes_ = 0;
   std::optional<c10::ScalarType> reduce_dtype_;
-  Recompute recompute_ = Recompute::kNone;
+  Recompute recompute_;
   std::vector<std::vector<std::string>> stages_;
   StageOrder stage_order_ = StageOrder::kLoop;
 };

@@ -10,9 +10,11 @@
 //                   gradients or by a torch::autograd::Function
 //   kFull           everything else is dropped
 //   kSelective      as kFull, but results of matrix products with parameters, of convolutions, of fused attention and
-//   of
-//                   reductions between ranks are kept: what runs again is cheap. Attention in its plain form (with
+//                   of reductions between ranks are kept: what runs again is cheap. Attention in its plain form (with
 //                   dropout) runs again as a whole, since its T x T matrices are large.
+//   within(bytes)   nothing is dropped until the activations of the blocks that are done take more than that on a rank.
+//                   Then, from the first block on, what is cheap to make again goes, and when none of that is left, the
+//                   rest. So as little as needed runs again.
 //
 // A block begins at the first operator that uses one of its parameters together with an activation. The activations of
 // the last block are not dropped, since backward begins with them.
@@ -30,11 +32,23 @@
 
 namespace tessera {
 
-enum class Recompute : std::uint8_t { kNone, kSelective, kFull };
+/// What a plan says about activations: a mode, or a number of bytes.
+struct Recompute {
+  enum Mode : std::uint8_t { kNone, kSelective, kFull, kWithin };
+  constexpr Recompute(Mode which = kNone) noexcept : mode(which) {}  // NOLINT(google-explicit-constructor): a mode is one
+  /// Of one module on one rank, its shards counted. The block that runs, and the one that backward makes again, come on
+  /// top. Throws ConfigError unless bytes > 0.
+  static Recompute within(std::int64_t bytes);
 
-/// "none", "selective", "full".
-[[nodiscard]] std::string to_string(Recompute mode);
-/// Throws ConfigError naming the word and what is allowed.
+  Mode mode;
+  std::int64_t budget_bytes = 0;  ///< kWithin only
+  friend bool operator==(const Recompute&, const Recompute&) = default;
+};
+
+/// "none", "selective", "full", or a number of bytes with its unit: "8GiB".
+[[nodiscard]] std::string to_string(Recompute recompute);
+/// The inverse. Units are B, KiB, MiB, GiB and TiB; fractions ("1.5GiB") are allowed. Throws ConfigError naming the word
+/// and what is allowed.
 [[nodiscard]] Recompute parse_recompute(std::string_view word);
 
 /// What recomputation did on this rank since the mesh was made.

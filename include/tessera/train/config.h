@@ -56,7 +56,7 @@ struct PlanConfig {
   /// itself.
   bool sequence_parallel = false;
   /// Activations that are dropped after forward and made again in backward: none (or as the plan file says) | selective
-  /// | full.
+  /// | full | 8GiB: as many as must go for the others to fit.
   std::string recompute = "none";
   /// What is alike on all pipeline stages, where the plan file names none: parameters | time (forward and backward of
   /// each part, measured by rank 0) | memory (parameters, gradients, optimizer state and activations).
