@@ -104,7 +104,8 @@ void compute_forward(const c10::OperatorHandle& op, const Decision& decision, co
 void compute_backward(const c10::OperatorHandle& op, const Decision& decision, const Mesh&, torch::jit::Stack& stack) {
   const auto arguments = pop_arguments(op, stack);
   const Notes notes = Notes::from(decision.notes);
-  const at::Tensor scores = arguments[1].toTensor();
+  // Those of the whole may be contiguous where a shard's are not.
+  const at::Tensor scores = arguments[1].toTensor().contiguous();
   const at::Tensor target = local_targets(arguments[2].toTensor(), arguments[5].toInt(), notes.classes);
   if (notes.classes.length == 0) {
     stack.emplace_back(at::zeros_like(scores));

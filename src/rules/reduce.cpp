@@ -99,8 +99,9 @@ void whole_dim_rows(const OpCall& call, int axis, Rows& rows) { reduction_rows(c
 void compute_mean(const c10::OperatorHandle& op, const Decision& decision, const Mesh&, torch::jit::Stack& stack) {
   const auto arguments = pop_arguments(op, stack);
   const at::Tensor self = arguments[0].toTensor();
-  const bool over_all = op.schema().arguments().size() == 2;
-  const auto dtype = arguments.back().toOptional<at::ScalarType>();
+  const bool over_all = !op.schema().argumentIndexWithName("dim").has_value();
+  const auto dtype_index = static_cast<std::size_t>(op.schema().argumentIndexWithName("dtype").value());
+  const auto dtype = arguments[dtype_index].toOptional<at::ScalarType>();
   const at::Tensor sum = over_all ? at::sum(self, dtype)
                                   : at::sum(self, arguments[1].toOptional<std::vector<std::int64_t>>().value_or(
                                                       std::vector<std::int64_t>{}),

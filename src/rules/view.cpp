@@ -196,7 +196,8 @@ void localise_view(const OpCall& call, Decision& decision) {
   const auto ambiguous = [&](const Placements& placements) {
     return tensor::strides_are_ambiguous(placements, call.mesh, call.tensor(0).sizes);
   };
-  const bool maybe_copies = ambiguous(call.tensor(0).placements) || ambiguous(decision.inputs[0]);
+  const bool gathers = !(call.tensor(0).placements == decision.inputs[0]);
+  const bool maybe_copies = gathers || ambiguous(call.tensor(0).placements);
   if (maybe_copies && !reinterprets(call)) decision.compute = compute_alias;
 }
 
@@ -205,10 +206,34 @@ void localise_alias(const OpCall& call, Decision& decision) {
   decision.compute = compute_alias;
 }
 
+/// as_strided(self, size, stride, storage_offset) that changes nothing but the strides of dims of size 1: LibTorch marks a
+/// memory format with it.
+bool keeps_memory(const OpCall& call) {
+  const TensorArg& tensor = call.tensor(0);
+  const auto sizes = call.argument(1).toDimVector();
+  const auto strides = call.argument(2).toDimVector();
+  if (at::IntArrayRef(sizes) != tensor.sizes) return false;
+  for (std::size_t dim = 0; dim < sizes.size(); ++dim) {
+    if (sizes[dim] > 1 && strides[dim] != tensor.strides[dim]) return false;
+  }
+  return call.argument(3).isNone() || call.argument(3).toInt() == tensor.offset;
+}
+
+std::int64_t as_strided_map(const OpCall& call, std::int64_t dim) { return keeps_memory(call) ? dim : -1; }
+
+void compute_same_memory(const c10::OperatorHandle& op, const Decision&, const Mesh&, torch::jit::Stack& stack) {
+  stack.emplace_back(pop_arguments(op, stack)[0].toTensor().alias());
+}
+
 /// Global strides say nothing about a shard's memory.
-void refuse_sharded_strides(const OpCall& call, Decision& decision) {
+void localise_as_strided(const OpCall& call, Decision& decision) {
+  if (keeps_memory(call)) {
+    decision.compute = compute_same_memory;
+    return;
+  }
+  const auto is_whole = [](Placement placement) { return !placement.is_shard() && !placement.is_partial(); };
   for (int axis = 0; axis < call.mesh.num_axes(); ++axis) {
-    check<ShapeError>(call.tensor(0).placements[axis].is_replicate() && decision.outputs[0][axis].is_replicate(),
+    check<ShapeError>(is_whole(call.tensor(0).placements[axis]) && is_whole(decision.outputs[0][axis]),
                       "{}: as_strided has no meaning for a tensor that is {} on axis {}; redistribute it first, or use "
                       "a view operator",
                       call.schema.name(), to_string(call.tensor(0).placements[axis]),
@@ -249,7 +274,7 @@ void add_view_rules(RuleTable& table) {
                                     .output_sizes = input_sizes_argument};
   table["aten::cat"] = {.rows = cat_rows};
   table["aten::stack"] = {.rows = stack_rows};
-  table["aten::as_strided"] = {.localise = refuse_sharded_strides};
+  table["aten::as_strided"] = {.rows = mapped_rows<as_strided_map>, .localise = localise_as_strided};
 }
 
 }  // namespace tessera::rules

@@ -110,13 +110,18 @@ void Call::refuse_what_has_no_meaning() const {
   if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]]
     refuse_random();
   for (const TensorSlot& slot : tensors_) {
-    if (slot.written && is_mesh(slot.tensor) && storage_of(slot.tensor).is_view_of_copy) [[unlikely]] {
-      throw ShapeError(fmt::format(
-          "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the base first, "
-          "or write with an out-of-place operator",
-          info_.name));
-    }
+    if (slot.written) refuse_write_into_copy(slot.tensor);
   }
+  for (const at::Tensor& out : outs_) refuse_write_into_copy(out);
+}
+
+void Call::refuse_write_into_copy(const at::Tensor& tensor) const {
+  if (!is_mesh(tensor) || !storage_of(tensor).is_view_of_copy) [[likely]]
+    return;
+  throw ShapeError(fmt::format(
+      "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the base first, "
+      "or write with an out-of-place operator",
+      info_.name));
 }
 
 void Call::refuse_random() const {
@@ -133,6 +138,10 @@ void Call::build_key(CallKey& key) {
     if (!slot.tensor.defined()) {
       key.add(-1);
       continue;
+    }
+    if (info_.reads_strides) [[unlikely]] {
+      key.add(slot.tensor.strides());
+      key.add(slot.tensor.storage_offset());
     }
     const std::int64_t dtype = static_cast<std::int64_t>(slot.tensor.scalar_type()) << 16;
     if (!is_mesh(slot.tensor)) {
@@ -162,6 +171,8 @@ OpCall Call::describe_call() {
     if (slot.tensor.defined()) {
       argument.defined = true;
       argument.sizes = slot.tensor.sizes();
+      argument.strides = slot.tensor.strides();
+      argument.offset = slot.tensor.storage_offset();
       argument.dtype = slot.tensor.scalar_type();
       argument.bytes = slot.tensor.numel() * static_cast<std::int64_t>(slot.tensor.element_size());
       if (is_mesh(slot.tensor)) {
@@ -185,6 +196,7 @@ Decision* Call::known_decision() {
   if (Decision* found = runtime_->find(key.words())) return found;
   Decision decision = decide(describe_call(), info_.rule);
   decision.gathers_view = info_.is_view && redistributes(decision);
+  decision.hides_strides = hides_strides(decision);
   if (staged_) decision.key = key.hash();
   if (keeps_shards(decision)) runtime_->note_sharded(info_.name);
   return &runtime_->remember(key.words(), std::move(decision));
@@ -236,7 +248,8 @@ at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) con
                             *mesh_);
 }
 
-void Call::localise_arguments(const Decision& decision) {
+void Call::localise_arguments(Decision& decision) {
+  work_out_layout(decision);
   if (!decision.sizes_known || info_.sizes_depend_on_values) sizes_call_.emplace(describe_call());
   if (sizes_call_) keep_arguments();
   std::size_t next = 0;
@@ -244,7 +257,11 @@ void Call::localise_arguments(const Decision& decision) {
     const ArgumentInfo& argument = info_.arguments[i];
     if (argument.kind == ArgumentKind::kScalar) continue;
     if (argument.is_out) {
-      if (slot(i).isTensor()) slot(i) = at::empty({0}, slot(i).toTensor().options().device(mesh_->device()));
+      // Kept: LibTorch reads references to several outs after it took them off the stack.
+      local_outs_.emplace_back();
+      if (!slot(i).isTensor()) continue;
+      local_outs_.back() = at::empty({0}, slot(i).toTensor().options().device(mesh_->device()));
+      slot(i) = local_outs_.back();
     } else if (slot(i).isList()) {
       next = localise_list(i, next, decision);
     } else {

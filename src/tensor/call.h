@@ -42,6 +42,7 @@ class Call {
   void collect_tensors();
   void add_tensor(const at::Tensor& tensor, std::size_t argument);
   void refuse_what_has_no_meaning() const;
+  void refuse_write_into_copy(const at::Tensor& tensor) const;
   [[noreturn]] void refuse_random() const;
   void build_key(CallKey& key);
   [[nodiscard]] OpCall describe_call();
@@ -53,7 +54,7 @@ class Call {
   void run_localised(Decision& decision);
   [[nodiscard]] static bool keeps_memory(const TensorSlot& slot);
   [[nodiscard]] at::Tensor local_for(const TensorSlot& slot, const Placements& target) const;
-  void localise_arguments(const Decision& decision);
+  void localise_arguments(Decision& decision);
   std::size_t localise_list(std::size_t argument, std::size_t next, const Decision& decision);
   /// Scalars of the call, for working out global output sizes after the stack is gone.
   void keep_arguments();
@@ -62,7 +63,8 @@ class Call {
   void write_back(const Decision& decision);
   void write_back_plain(at::Tensor plain, const at::Tensor& local, const Placements& target) const;
   void wrap_outputs(Decision& decision);
-  [[nodiscard]] at::Tensor wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const;
+  [[nodiscard]] at::Tensor wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output,
+                                    std::size_t element = 0) const;
   [[nodiscard]] at::Tensor wrap_as_planned(const at::Tensor& local, const Decision& decision) const;
   void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const;
   [[nodiscard]] Placements output_placements(const Decision& decision, std::size_t output) const;
@@ -71,6 +73,12 @@ class Call {
   [[nodiscard]] at::Tensor tensor_of_argument(int argument) const;
   [[nodiscard]] at::Tensor fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
                                     std::size_t output) const;
+
+  // call_layout.cpp: strides and offsets of results.
+  [[nodiscard]] bool hides_strides(const Decision& decision) const;
+  void work_out_layout(Decision& decision);
+  [[nodiscard]] std::vector<OutputShape> layouts_of_whole();
+  void take_layout(const at::Tensor& result, std::size_t output, std::size_t element) const;
 
   // call_recompute.cpp: what recomputation wants to know of a call in forward.
   void run_recorded(Decision& decision);
@@ -116,7 +124,9 @@ class Call {
   std::size_t base_;
   c10::SmallVector<TensorSlot, 6> tensors_;
   c10::SmallVector<at::Tensor, 1> outs_;
+  c10::SmallVector<at::Tensor, 1> local_outs_;  ///< filled by the local call
   c10::SmallVector<std::pair<std::size_t, at::Tensor>, 1> passed_;
+  std::shared_ptr<const ResultLayout> layout_;  ///< of this call; null: shards show it
   std::optional<OpCall> sizes_call_;
   std::vector<c10::IValue> kept_arguments_;
   const Mesh* mesh_ = nullptr;

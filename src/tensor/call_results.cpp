@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From local results to mesh tensors.
 #include <ATen/core/List.h>
+#include <c10/core/AutogradState.h>
 #include <c10/core/InferenceMode.h>
 
 #include "tensor/call.h"
@@ -45,7 +46,8 @@ void Call::wrap_outputs(Decision& decision) {
     c10::IValue& value = stack_[first + i];
     const int returned = info_.returned_argument[i];
     if (returned >= 0 && info_.arguments[static_cast<std::size_t>(returned)].is_out) {
-      value = fill_out(outs_[out++], value.toTensor(), decision, i);
+      value = fill_out(outs_[out], decision.compute == nullptr ? local_outs_[out] : value.toTensor(), decision, i);
+      ++out;
     } else if (returned >= 0 && value.isTensor()) {
       value = tensor_of_argument(returned);
     } else if (value.isTensor() && value.toTensor().defined()) {
@@ -58,13 +60,15 @@ void Call::wrap_outputs(Decision& decision) {
   }
 }
 
-at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output) const {
+at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std::size_t output,
+                          std::size_t element) const {
   if (local.layout() != at::kStrided) [[unlikely]] {
     throw ShapeError(
         fmt::format("{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it",
                     info_.name, c10::str(local.layout())));
   }
   at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
+  take_layout(result, output, element);
   note_view(result, decision);
   note_cast(result);
   return result;
@@ -95,11 +99,15 @@ at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decisi
                       info_.name, to_string(placement), fmt::join(sizes, ", "), sizes.size()));
     }
   }
-  return wrap(redistribute_local(local, sizes, decision.outputs[0], wanted, *mesh_), wanted, *mesh_, sizes);
+  at::Tensor result = wrap(redistribute_local(local, sizes, decision.outputs[0], wanted, *mesh_), wanted, *mesh_, sizes);
+  take_layout(result, 0, 0);
+  return result;
 }
 
 void Call::note_view(const at::Tensor& result, const Decision& decision) const {
   if (!info_.is_view) return;
+  // Else backward of a write into a view asks for it by strides, which mean nothing for a shard.
+  c10::AutogradState::get_tls_state().set_view_replay_enabled(true);
   MeshStorage& storage = storage_of(result);
   storage.is_view = true;
   storage.is_view_of_copy = decision.gathers_view;
@@ -132,7 +140,7 @@ void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t o
   for (const c10::IValue& item : value.toListRef()) {
     const at::Tensor& local = item.toTensor();
     if (!decision.elements.empty()) {
-      list.push_back(wrap_one(local, decision.elements[list.size()], output));
+      list.push_back(wrap_one(local, decision.elements[list.size()], output, list.size()));
       continue;
     }
     const Placements& placements = decision.outputs[output];
@@ -145,6 +153,7 @@ void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t o
       }
     }
     at::Tensor result = wrap(local, placements, *mesh_, sizes);
+    take_layout(result, output, list.size());
     note_view(result, decision);
     list.push_back(std::move(result));
   }

@@ -26,6 +26,12 @@ struct OutputShape {
   std::vector<ResultShape> tensors;
   c10::IValue number;  ///< int, float, bool or complex; none if the output is of tensors
 };
+/// How results lie in memory on one device, given how operands do there.
+struct ResultLayout {
+  std::vector<std::int64_t> operands;  ///< strides and offset of each
+  std::vector<OutputShape> outputs;    ///< empty: the operator does not say
+};
+
 struct CallShape {
   std::vector<OutputShape> outputs;
   std::int64_t num_draws = 0;  ///< of random numbers, so that ranks without data count them too

@@ -2,6 +2,8 @@
 // Decisions remembered per mesh and rank.
 #include "tensor/decision_cache.h"
 
+#include <utility>
+
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -68,7 +70,8 @@ Decision* MeshRuntime::find(std::span<const std::int64_t> key) {
 }
 
 Decision& MeshRuntime::remember(std::span<const std::int64_t> key, Decision decision) {
-  if (decisions_.size() >= kMaxDecisions) decisions_.clear();
+  // Calls under way hold references: what they use lives on for as many decisions again.
+  if (decisions_.size() >= kMaxDecisions) retired_ = std::exchange(decisions_, {});
   return decisions_.insert_or_assign(std::vector<std::int64_t>(key.begin(), key.end()), std::move(decision))
       .first->second;
 }

@@ -81,7 +81,9 @@ class MeshRuntime {
       return std::equal(a.begin(), a.end(), b.begin(), b.end());
     }
   };
-  std::unordered_map<std::vector<std::int64_t>, Decision, Hash, Equal> decisions_;
+  using Decisions = std::unordered_map<std::vector<std::int64_t>, Decision, Hash, Equal>;
+  Decisions decisions_;
+  Decisions retired_;
   std::map<std::string, std::int64_t> fallbacks_;
   std::set<std::string> sharded_;
   RandomState random_outside_;  ///< while `random` is that of a micro-batch

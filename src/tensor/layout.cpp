@@ -46,7 +46,9 @@ bool strides_are_ambiguous(const Placements& placements, const Mesh& mesh, at::I
     if (!placement.is_shard()) continue;
     const std::int64_t size = global_sizes[static_cast<std::size_t>(placement.dim)];
     const std::int64_t shards = num_shards(placement.dim, placements, mesh);
-    if (size % shards != 0 && size < 2 * shards) return true;
+    if (shards == 1) continue;
+    // The last of uneven chunks is the smallest: at least size / shards - (shards - 1).
+    if (size < 2 * shards || (size % shards != 0 && size < shards * (shards + 1))) return true;
   }
   return false;
 }

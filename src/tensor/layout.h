@@ -24,8 +24,8 @@ using Sizes = c10::SmallVector<std::int64_t, 6>;
 /// Into how many parts dim `dim` is cut in all.
 [[nodiscard]] std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh);
 
-/// True if some ranks hold several elements of a cut dim and others one or none, whose strides say nothing: then the ranks
-/// could not agree about the strides of the whole.
+/// True if some rank may hold one element or none of a cut dim: its strides say nothing, and all ranks must agree about those
+/// of the whole.
 [[nodiscard]] bool strides_are_ambiguous(const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes);
 
 /// Strides for global metadata that mirror the layout of `local`, so that composite operators which decide by strides

@@ -236,9 +236,21 @@ at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_si
   return from == to ? local : redistribute_step({local, from, to, global_sizes, mesh, {}});
 }
 
+namespace {
+
+bool reduces(const Placements& from, const Placements& to) {
+  for (int axis = 0; axis < from.size(); ++axis) {
+    if (from[axis].is_partial() && to[axis].is_replicate()) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
   MeshStorage& storage = storage_of(tensor);
-  if (!storage.placements().any_partial()) return;
+  // A rank without the data asks for operands that lie as they are wanted, too: nothing may happen then.
+  if (!reduces(storage.placements(), wanted)) return;
   storage.reduce_with_others();
   Placements reduced = storage.placements();
   bool sends = false;

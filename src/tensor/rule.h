@@ -30,6 +30,8 @@ struct TensorArg {
   at::IntArrayRef sizes;
   Placements placements;  ///< of a plain tensor: replicated
   at::ScalarType dtype = at::kFloat;
+  at::IntArrayRef strides;  ///< for operators that read them
+  std::int64_t offset = 0;
   std::int64_t bytes = 0;  ///< of the global value
   bool defined = false;
   bool on_mesh = false;  ///< false: a plain tensor
@@ -89,6 +91,8 @@ struct Decision {
   std::vector<std::int64_t> notes;          ///< numbers that `compute` needs
   bool fallback = false;                    ///< no rule: gathered and replicated
   bool gathers_view = false;                ///< a view whose input had to be redistributed
+  bool hides_strides = false;               ///< some shard is so small that its strides do not tell those of the whole
+  std::shared_ptr<const ResultLayout> layout;  ///< of the last call where they did not; null: none yet
   std::vector<Decision> elements;           ///< per element of the lists, where the rule says so
   StageSet stages = 0;                      ///< where the call runs; 0: everywhere
   std::uint64_t key = 0;                    ///< of the call, if it runs on stages

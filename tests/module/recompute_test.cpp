@@ -263,7 +263,8 @@ TEST(Plan, RefusesARecomputationThatIsNone) {
     FAIL();
   } catch (const ConfigError& error) {
     EXPECT_STREQ(error.what(),
-                 "plan.toml:2: recompute = \"most\" is not known; allowed: \"none\", \"selective\", \"full\"");
+                 "plan.toml:2: recompute = \"most\" is not known; allowed: \"none\", \"selective\", \"full\", or more "
+                 "than 0 bytes, as in \"8GiB\" (B, KiB, MiB, GiB, TiB)");
   }
 }
 

@@ -363,6 +363,38 @@ TEST(Stages, ranks_without_data_know_what_was_reduced) {
   });
 }
 
+/// Gradients wait in a bucket to be reduced together: who looks at one that lies as it is wanted must not empty it, since
+/// ranks of other stages cannot see whether it was.
+TEST(Stages, a_gradient_that_is_used_within_backward_is_reduced_alike_on_all_ranks) {
+  const Tensor batch = torch::arange(24, torch::kDouble).view({4, 6}).sin();
+  const auto train = [](torch::nn::Sequential& net, const Tensor& x) {
+    const auto last = net[1]->as<torch::nn::Linear>();
+    double seen = 0;
+    const Tensor hidden = torch::tanh(net[0]->as<torch::nn::Linear>()->forward(x));
+    hidden.register_hook([&](const Tensor&) {
+      const Tensor halved = last->bias.grad() * 0.5;
+      seen = last->weight.grad().sum().item<double>();
+    });
+    last->forward(hidden).pow(2).mean().backward();
+    return seen;
+  };
+  const auto make = [] {
+    torch::nn::Sequential net(torch::nn::Linear(6, 4), torch::nn::Linear(4, 2));
+    net->to(torch::kDouble);
+    test::fill(*net);
+    return net;
+  };
+  torch::nn::Sequential alone = make();
+  const double expected = train(alone, batch);
+  test::on_mesh("pp=2,dp=2", [&](const Mesh& mesh) {
+    torch::nn::Sequential net = make();
+    distribute(*net, mesh, Plan().stages({{"0"}, {"1"}}));
+    EXPECT_NEAR(train(net, shard_batch(mesh, batch)), expected, 1e-12);
+    EXPECT_TRUE(at::allclose(full(net[0]->as<torch::nn::Linear>()->weight.grad()),
+                             alone[0]->as<torch::nn::Linear>()->weight.grad(), 1e-13, 1e-13));
+  });
+}
+
 /// An operator that may draw and does not: ranks of all stages count what was drawn, not what could have been.
 TEST(Stages, random_numbers_are_counted_alike_on_all_stages) {
   test::on_mesh("pp=2", [](const Mesh& mesh) {
