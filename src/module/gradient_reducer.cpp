@@ -184,8 +184,8 @@ void GradientReducer::Awaited::finish() const {
 void GradientReducer::on_gradient(const at::Tensor& parameter, const Placements& target,
                                   const WhenComplete& when_complete) {
   if (!synchronising_) return;
-  reduce(parameter, target, when_complete);
   flush_when_backward_ends();
+  reduce(parameter, target, when_complete);
 }
 
 void GradientReducer::reduce(const at::Tensor& parameter, const Placements& target,
@@ -272,12 +272,25 @@ void GradientReducer::finish_bucket() {
 }
 
 void GradientReducer::flush_when_backward_ends() {
-  if (flush_queued_) return;
-  flush_queued_ = true;
-  torch::autograd::Engine::get_default_engine().queue_callback([self = shared_from_this()] {
-    self->flush_queued_ = false;
+  // Of this backward, or of one around it that is still running.
+  if (!flush_queued_.expired()) return;
+  abandon();
+  const auto queued = std::make_shared<const bool>(true);
+  flush_queued_ = queued;
+  torch::autograd::Engine::get_default_engine().queue_callback([self = shared_from_this(), queued] {
+    self->flush_queued_.reset();
     self->finish();
   });
+}
+
+void GradientReducer::abandon() {
+  for (const Awaited& awaited : std::exchange(bucket_, {})) tensor::storage_of(awaited.gradient).set_reducer(nullptr);
+  bucket_bytes_ = 0;
+  first_bucket_sent_ = false;
+  // Every rank has posted these.
+  for (const Awaited& awaited : std::exchange(reducing_, {})) (void)tensor::storage_of(awaited.gradient).local();
+  for (const Awaited& awaited : std::exchange(scattering_, {})) (void)tensor::storage_of(awaited.gradient).local();
+  scattering_bytes_ = 0;
 }
 
 std::shared_ptr<GradientReducer> reducer_of(const at::Tensor& parameter) {

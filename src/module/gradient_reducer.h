@@ -62,6 +62,8 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
 
   void convert(const at::Tensor& gradient) const;
   void flush_when_backward_ends();
+  /// Forgets what a backward that threw left behind. Nobody is told that those gradients are complete.
+  void abandon();
   /// True if a reduce-scatter was started.
   [[nodiscard]] bool scatter(const at::Tensor& parameter, const at::Tensor& gradient, const Placements& target);
   void collect(Awaited awaited);
@@ -79,7 +81,8 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
   std::deque<Awaited> scattering_;
   std::int64_t scattering_bytes_ = 0;
   bool first_bucket_sent_ = false;
-  bool flush_queued_ = false;
+  /// What the callback that flushes holds. LibTorch drops callbacks of a backward that throws without calling them.
+  std::weak_ptr<const bool> flush_queued_;
   bool synchronising_ = true;
   std::shared_ptr<void> attachment_;
 };

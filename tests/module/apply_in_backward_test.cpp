@@ -168,6 +168,37 @@ TEST(ApplyInBackward, ends_with_its_scope_and_outlives_distribute) {
   });
 }
 
+/// Backward throws once the gradients of the second layer are there.
+void backward_that_throws(test::Net& net, const Tensor& input) {
+  const Tensor hidden = torch::tanh(net->first(input));
+  hidden.register_hook([](const Tensor&) -> Tensor { throw std::runtime_error("stop"); });
+  EXPECT_THROW(net->second(hidden).sum().backward(), std::runtime_error);
+}
+
+TEST(ApplyInBackward, goes_on_after_a_backward_that_threw) {
+  const torch::optim::SGDOptions options(0.1);
+  const std::vector<Tensor> expected = test::train_alone<torch::optim::SGD>(options);
+  for (const test::Layout& layout : layouts_and_zero_stages()) {
+    for (const std::int64_t bucket_bytes : {std::int64_t{1}, std::int64_t{1} << 20}) {
+      SCOPED_TRACE(layout.name + ", buckets of " + std::to_string(bucket_bytes) + " bytes");
+      test::on_mesh(layout.axes, [&](const Mesh& mesh) {
+        test::Net net = test::make_net();
+        distribute(*net, mesh, layout.plan, {.bucket_bytes = bucket_bytes, .first_bucket_bytes = bucket_bytes});
+        const ApplyInBackward updates = apply_in_backward<FusedSgd>(net->parameters(), options);
+        test::backward(mesh, net);
+        backward_that_throws(net, shard_batch(mesh, test::inputs()));
+        net->zero_grad();
+        test::fill(*net);
+        for (int index = 0; index < kSteps; ++index) test::backward(mesh, net, index);
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+          EXPECT_FALSE(net->parameters()[i].grad().defined()) << i;
+          EXPECT_LE(test::difference(net->parameters()[i], expected[i]), kRounding) << i;
+        }
+      });
+    }
+  }
+}
+
 struct SomebodysHook final : torch::autograd::PostAccumulateGradHook {
   void operator()(const torch::autograd::Variable&) override {}
 };

@@ -331,6 +331,47 @@ TEST(Gather, KeepsValuesGradientsAndTrainsOn) {
   });
 }
 
+/// Two backwards, the first of which throws half way: what it left adds up, as on one device.
+void accumulate_over_a_throw(test::Net& net, const Tensor& input) {
+  const Tensor hidden = torch::tanh(net->first(input));
+  hidden.register_hook([](const Tensor&) -> Tensor { throw std::runtime_error("stop"); });
+  EXPECT_THROW(net->second(hidden).sum().backward(), std::runtime_error);
+  net->forward(input).sum().backward();
+}
+
+/// While one backward runs, others to the same parameters: one that throws, one that does not.
+void accumulate_in_nested_backwards(test::Net& net, const Tensor& input) {
+  const Tensor hidden = torch::tanh(net->first(input));
+  hidden.register_hook([&](const Tensor& gradient) {
+    const at::AutoGradMode enable_gradients(true);
+    accumulate_over_a_throw(net, input);
+    return gradient;
+  });
+  net->second(hidden).sum().backward();
+}
+
+TEST(GradientBuckets, AreSentAfterABackwardThatThrewOrIsNested) {
+  for (const auto& accumulate : {accumulate_over_a_throw, accumulate_in_nested_backwards}) {
+    test::Net alone = test::make_net();
+    accumulate(alone, test::inputs());
+    for (const test::Layout& layout : test::layouts()) {
+      for (const std::int64_t bucket_bytes : {std::int64_t{1}, std::int64_t{1} << 20}) {
+        SCOPED_TRACE(layout.name + ", buckets of " + std::to_string(bucket_bytes) + " bytes");
+        test::on_mesh(layout.axes, [&](const Mesh& mesh) {
+          test::Net net = test::make_net();
+          distribute(*net, mesh, layout.plan, {.bucket_bytes = bucket_bytes, .first_bucket_bytes = bucket_bytes});
+          accumulate(net, shard_batch(mesh, test::inputs()));
+          for (std::size_t i = 0; i < alone->parameters().size(); ++i) {
+            const Tensor parameter = net->parameters()[i];
+            EXPECT_EQ(placements(parameter.grad()), placements(parameter)) << i;
+            EXPECT_LE(test::difference(parameter.grad(), alone->parameters()[i].grad()), test::kRounding) << i;
+          }
+        });
+      }
+    }
+  }
+}
+
 TEST(Lifetime, TensorsKeepTheirMeshAlive) {
   test::on_ranks(2, [](const auto& world) {
     Tensor tensor;

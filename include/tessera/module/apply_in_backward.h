@@ -23,6 +23,7 @@ namespace tessera {
 ///           DistributeOptions::first_bucket_bytes of whole gradients, or the largest. Replicated ones: two buckets.
 /// Order     after distribute(); updates are collective wherever a step of the optimizer is
 /// Values    what step() after backward gives. Under NoSync gradients stay and add up; the backward after it updates.
+///           A backward that throws has updated some parameters; zero_grad() drops the gradients of the others.
 /// Not with  what looks at all gradients before the update (clip_grad_norm_, GradScaler, check_finite), or a forward
 ///           whose backward comes after an update of what it saved: autograd refuses that one
 /// Throws    ConfigError for a parameter whose hook after accumulation is somebody else's
