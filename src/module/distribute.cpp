@@ -93,18 +93,25 @@ at::Tensor shard_batch(const Mesh& mesh, const at::Tensor& batch) {
 }
 
 struct NoSync::State {
-  std::shared_ptr<module::GradientReducer> reducer;
-  bool before = true;
+  /// Those that were synchronising, of parts of the module that were distributed each for itself.
+  std::set<std::shared_ptr<module::GradientReducer>> stopped;
 };
 
 NoSync::NoSync(torch::nn::Module& module) : state_(std::make_unique<State>()) {
-  state_->reducer = module::reducer_of(module);
-  check<ConfigError>(state_->reducer != nullptr, "NoSync: the module is not on a mesh; call tessera::distribute first");
-  state_->before = state_->reducer->synchronising();
-  state_->reducer->set_synchronising(false);
+  bool on_mesh = false;
+  for (const at::Tensor& parameter : module.parameters()) {
+    const auto reducer = module::reducer_of(parameter);
+    // Nobody reduces gradients of a clone.
+    on_mesh = on_mesh || reducer != nullptr || is_mesh_tensor(parameter);
+    if (reducer != nullptr && reducer->synchronising()) state_->stopped.insert(reducer);
+  }
+  check<ConfigError>(on_mesh, "NoSync: the module is not on a mesh; call tessera::distribute first");
+  for (const auto& reducer : state_->stopped) reducer->set_synchronising(false);
 }
 
-NoSync::~NoSync() { state_->reducer->set_synchronising(state_->before); }
+NoSync::~NoSync() {
+  for (const auto& reducer : state_->stopped) reducer->set_synchronising(true);
+}
 
 void reduce_gradients(torch::nn::Module& module) {
   std::vector<at::Tensor> parameters = module.parameters();

@@ -197,6 +197,33 @@ TEST(NoSync, AddsGradientsWithoutCommunication) {
   });
 }
 
+TEST(NoSync, StopsEveryPartThatWasDistributedAlone) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Block first;
+    const Block second;
+    torch::nn::Sequential both(first, second);
+    for (const auto& child : both->children()) distribute(*child, mesh, Plan());
+    const auto start = mesh.traffic();
+    {
+      const NoSync guard(*both);
+      both->forward(shard_batch(mesh, batch())).sum().backward();
+    }
+    EXPECT_EQ(mesh.traffic().calls, start.calls);
+    both->forward(shard_batch(mesh, batch())).sum().backward();
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 2) << "one bucket of each";
+  });
+}
+
+TEST(NoSync, LeavesAModuleWhoseGradientsNobodyReducesAlone) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    torch::nn::Linear frozen(4, 4);
+    for (Tensor& parameter : frozen->parameters()) parameter.set_requires_grad(false);
+    distribute(*frozen, mesh, Plan());
+    EXPECT_NO_THROW(NoSync guard(*frozen));
+    EXPECT_NO_THROW(NoSync guard(*frozen->clone()));
+  });
+}
+
 TEST(NoSync, RefusesAModuleThatIsNotOnAMesh) {
   Block model;
   EXPECT_THROW(NoSync guard(*model), ConfigError);

@@ -32,6 +32,8 @@ void distribute(torch::nn::Module& module, const Mesh& mesh, const Plan& plan, c
 
 /// While it lives, backward passes leave gradients partial, so that several of them add up without communication.
 /// The backward after it (or the first reader of a gradient) reduces the sum, once.
+///
+/// Throws    ConfigError if no parameter is on a mesh
 class NoSync {
  public:
   explicit NoSync(torch::nn::Module& module);
