@@ -11,6 +11,7 @@
 #include <unordered_set>
 
 #include "module/shard_update.h"
+#include "tessera/tensor/mesh_tensor.h"
 
 namespace tessera {
 namespace {
@@ -45,6 +46,14 @@ void finish(std::vector<module::ShardUpdate> updates) {
 }
 
 at::Tensor zeros_for(const at::Tensor& parameter) { return at::zeros_like(parameter, at::MemoryFormat::Preserve); }
+
+/// State where zeros_for() would be. What torch::load leaves is plain, and the same on every rank.
+at::Tensor placed_for(const at::Tensor& parameter, const at::Tensor& state) {
+  if (!state.defined()) return zeros_for(parameter);
+  if (!is_mesh_tensor(parameter) || is_mesh_tensor(state)) return state;
+  const at::TensorOptions dtype = at::TensorOptions().dtype(state.scalar_type());
+  return at::zeros_like(parameter, dtype, at::MemoryFormat::Preserve).copy_(state.to(mesh_of(parameter).device()));
+}
 
 /// Parameters of one group on their way into as few calls as possible.
 class AdamStep {
@@ -82,9 +91,9 @@ class AdamStep {
     auto& slot = optimizer_.state()[parameter.unsafeGetTensorImpl()];
     if (slot == nullptr) slot = std::make_unique<AdamWParamState>();
     auto& state = static_cast<AdamWParamState&>(*slot);
-    if (!state.exp_avg().defined()) state.exp_avg(zeros_for(parameter));
-    if (!state.exp_avg_sq().defined()) state.exp_avg_sq(zeros_for(parameter));
-    if (options_.amsgrad() && !state.max_exp_avg_sq().defined()) state.max_exp_avg_sq(zeros_for(parameter));
+    state.exp_avg(placed_for(parameter, state.exp_avg()));
+    state.exp_avg_sq(placed_for(parameter, state.exp_avg_sq()));
+    if (options_.amsgrad()) state.max_exp_avg_sq(placed_for(parameter, state.max_exp_avg_sq()));
     return state;
   }
 
@@ -140,7 +149,7 @@ class SgdStep {
     if (slot == nullptr) slot = std::make_unique<SGDParamState>();
     auto& state = static_cast<SGDParamState&>(*slot);
     const bool first = !state.momentum_buffer().defined();
-    if (first) state.momentum_buffer(zeros_for(parameter));
+    state.momentum_buffer(placed_for(parameter, state.momentum_buffer()));
     return {state.momentum_buffer(), first};
   }
 

@@ -210,6 +210,56 @@ TEST(FusedSgd, GoesOnWhenTheModuleComesToAMesh) {
   });
 }
 
+/// A step on one device, saved; the rest on a mesh, where the state is read as it was saved.
+template <class Fused, class Reference, class Options>
+void expect_equal_after_loading(const Options& options) {
+  test::Net alone = test::make_net();
+  Reference expected(alone->parameters(), options);
+  const auto step_alone = [&](int index) {
+    expected.zero_grad();
+    test::backward(alone, test::inputs(index), test::targets());
+    expected.step();
+  };
+  step_alone(0);
+  torch::serialize::OutputArchive written;
+  expected.save(written);
+  std::stringstream stream;
+  written.save_to(stream);
+  std::vector<Tensor> start;
+  for (const Tensor& parameter : alone->parameters()) start.push_back(parameter.detach().clone());
+  for (int index = 1; index < kSteps; ++index) step_alone(index);
+  std::vector<test::Layout> layouts = test::layouts();
+  for (const int zero : {1, 2, 3}) layouts.push_back({"zero", "dp_shard=2,tp=2", Plan(layouts[1].plan).zero(zero)});
+  layouts.push_back({"two stages", "pp=2,dp_shard=2", Plan().stages({{"first"}, {"second"}}).zero(3)});
+  for (const test::Layout& layout : layouts) {
+    SCOPED_TRACE(layout.axes);
+    test::on_mesh(layout.axes, [&](const Mesh& mesh) {
+      test::Net net = test::make_net();
+      for (std::size_t i = 0; i < start.size(); ++i) net->parameters()[i].detach().copy_(start[i]);
+      distribute(*net, mesh, layout.plan);
+      Fused optimizer(net->parameters(), options);
+      std::stringstream own(stream.str());
+      torch::load(optimizer, own);
+      for (int index = 1; index < kSteps; ++index) {
+        optimizer.zero_grad();
+        test::backward(mesh, net, index);
+        optimizer.step();
+      }
+      for (std::size_t i = 0; i < start.size(); ++i) {
+        EXPECT_LE(test::difference(net->parameters()[i], alone->parameters()[i]), kRounding) << i;
+      }
+    });
+  }
+}
+
+TEST(FusedAdamW, GoesOnFromTheSavedStateOfOneDevice) {
+  expect_equal_after_loading<FusedAdamW, torch::optim::AdamW>(torch::optim::AdamWOptions(1e-2).amsgrad(true));
+}
+
+TEST(FusedSgd, GoesOnFromTheSavedStateOfOneDevice) {
+  expect_equal_after_loading<FusedSgd, torch::optim::SGD>(torch::optim::SGDOptions(0.1).momentum(0.9));
+}
+
 TEST(FusedAdamW, RefusesSparseGradients) {
   Tensor parameter = torch::ones({4}, torch::requires_grad());
   parameter.mutable_grad() = torch::sparse_coo_tensor(torch::zeros({1, 1}, torch::kLong), torch::ones({1}), {4});
