@@ -9,6 +9,7 @@
 
 #include "module/gradient_shards.h"
 #include "tessera/base/error.h"
+#include "tessera/module/master_weights.h"
 
 namespace tessera {
 namespace {
@@ -21,13 +22,22 @@ std::vector<at::Tensor> parameters_of(const torch::optim::Optimizer& optimizer) 
   return parameters;
 }
 
+/// Their steps read gradients of any dtype, and fp16 has no room for small ones once they are unscaled.
+void widen_gradients(const MasterWeights& optimizer) {
+  for (const at::Tensor& parameter : parameters_of(optimizer)) {
+    at::Tensor& gradient = parameter.mutable_grad();
+    if (gradient.defined() && gradient.scalar_type() == at::kHalf) gradient = gradient.to(at::kFloat);
+  }
+}
+
 /// Multiplies by `factor`; true if something was not finite on any rank of the group's mesh.
 bool unscale_group(const module::GradientGroup& group, double factor) {
   module::reduce_partial(group);
   const std::vector<at::Tensor> parts = module::local_parts(group);
   for (const at::Tensor& part : parts) {
     check<Error>(part.scalar_type() != at::kHalf,
-                 "GradScaler: a gradient is fp16; allowed: fp32 parameters with autocast, or MasterWeights");
+                 "GradScaler: a gradient is fp16; allowed: fp32 parameters with autocast, or fp16 parameters of "
+                 "MasterWeights; use make_master_weights<...>(model->parameters(), options)");
   }
   const at::Device device = group.mesh ? group.mesh->device() : parts.front().device();
   const at::TensorOptions options = at::TensorOptions(device).dtype(at::kFloat);
@@ -60,6 +70,7 @@ void GradScaler::unscale_(torch::optim::Optimizer& optimizer) {
   check<Error>(first,
                "GradScaler.unscale_: called for this optimizer since the last update(); call it once, before step()");
   const at::NoGradGuard no_grad;
+  if (const auto* masters = dynamic_cast<const MasterWeights*>(&optimizer)) widen_gradients(*masters);
   for (const module::GradientGroup& group : module::group_gradients(parameters_of(optimizer))) {
     if (unscale_group(group, 1.0 / state_.scale)) progress->second.found_inf = true;
   }

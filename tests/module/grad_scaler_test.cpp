@@ -4,10 +4,13 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "module/models.h"
 #include "tessera/base/error.h"
+#include "tessera/module/clip.h"
+#include "tessera/module/master_weights.h"
 
 namespace tessera {
 namespace {
@@ -69,6 +72,59 @@ TEST(GradScaler, TrainsAsWithoutScalingOnEveryLayout) {
       EXPECT_LE(test::difference(net->parameters()[i], alone->parameters()[i]), 1e-13);
     }
   });
+}
+
+TEST(GradScaler, KeepsGradientsOfMasterWeightsThatFp16CannotHold) {
+  Tensor parameter = torch::ones({3}, torch::kHalf).requires_grad_();
+  const auto optimizer = make_master_weights<torch::optim::SGD>({parameter}, torch::optim::SGDOptions(1024.0));
+  GradScaler scaler;
+  const auto step_with = [&](double gradient) {
+    parameter.mutable_grad() = torch::full({3}, gradient, torch::kHalf);
+    const bool stepped = scaler.step(*optimizer);
+    scaler.update();
+    return stepped;
+  };
+  EXPECT_TRUE(step_with(std::ldexp(1.0, -10)));
+  EXPECT_EQ(parameter.grad()[0].item<double>(), std::ldexp(1.0, -26)) << "a quarter of the least fp16 number";
+  EXPECT_EQ(optimizer->masters()[0][0].item<double>(), 1 - std::ldexp(1.0, -16));
+  EXPECT_FALSE(step_with(std::numeric_limits<double>::infinity()));
+  EXPECT_EQ(optimizer->masters()[0][0].item<double>(), 1 - std::ldexp(1.0, -16));
+}
+
+TEST(GradScaler, TrainsAHalfPrecisionModelUnderMasterWeightsOnEveryLayout) {
+  const auto train = [](test::Net& net, const auto& place) {
+    const auto optimizer = make_master_weights<torch::optim::SGD>(net->parameters(), torch::optim::SGDOptions(0.1));
+    GradScaler scaler({.init_scale = 1024});
+    for (int index = 0; index < 3; ++index) {
+      optimizer->zero_grad();
+      const Tensor output = net->forward(place(test::inputs(index).to(torch::kHalf)));
+      scaler.scale(test::squared_error(output.to(torch::kFloat), place(test::targets().to(torch::kFloat)))).backward();
+      scaler.unscale_(*optimizer);
+      (void)clip_grad_norm_(net->parameters(), 0.5);
+      EXPECT_TRUE(scaler.step(*optimizer));
+      scaler.update();
+    }
+    return optimizer->masters();
+  };
+  const auto make_half_net = [] {
+    test::Net net = test::make_net();
+    net->to(torch::kHalf);
+    return net;
+  };
+  test::Net alone = make_half_net();
+  const std::vector<Tensor> expected = train(alone, [](const Tensor& x) { return x; });
+  for (const test::Layout& layout : test::layouts()) {
+    SCOPED_TRACE(layout.name);
+    test::on_mesh(layout.axes, [&](const Mesh& mesh) {
+      test::Net net = make_half_net();
+      distribute(*net, mesh, layout.plan);
+      const std::vector<Tensor> found = train(net, [&](const Tensor& x) { return shard_batch(mesh, x); });
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        // Three steps of 0.1 with gradients of at most 0.5, rounded to 11 bits.
+        EXPECT_LE(test::difference(found[i], expected[i]), 3 * 0.1 * 0.5 * 5e-3) << i;
+      }
+    });
+  }
 }
 
 TEST(GradScaler, SkipsTheStepOnEveryRankIfOneRankOverflows) {

@@ -298,5 +298,51 @@ TEST(MasterWeights, SaveAndLoadCopiesAndState) {
   EXPECT_TRUE(torch::equal(loaded->masters()[0].detach(), optimizer->masters()[0].detach()));
 }
 
+Tensor bfloat16_ones() { return torch::ones({4}, torch::kBFloat16).requires_grad_(); }
+
+TEST(MasterWeights, UpdateGroupsThatWereAddedWithTheirOptions) {
+  using torch::optim::OptimizerParamGroup;
+  using torch::optim::SGDOptions;
+  const std::vector<Tensor> weights{bfloat16_ones(), bfloat16_ones(), bfloat16_ones()};
+  auto optimizer = make_master_weights<torch::optim::SGD>({weights[0]}, SGDOptions(1e-3));
+  optimizer->add_param_group(OptimizerParamGroup({weights[1], weights[1]}, std::make_unique<SGDOptions>(2e-3)));
+  optimizer->add_param_group(OptimizerParamGroup({weights[2]}));
+  for (int index = 0; index < 100; ++index) {
+    for (const Tensor& weight : weights) weight.mutable_grad() = torch::ones({4}, torch::kBFloat16);
+    optimizer->step();
+  }
+  EXPECT_EQ(optimizer->masters().size(), 3U);
+  EXPECT_NEAR(weights[0][0].item<double>(), 0.9, 4e-3);
+  EXPECT_NEAR(weights[1][0].item<double>(), 0.8, 4e-3);
+  EXPECT_NEAR(weights[2][0].item<double>(), 0.9, 4e-3) << "the options of the inner optimizer";
+}
+
+TEST(MasterWeights, RefusesAGroupThatCameToItsBase) {
+  auto optimizer = make_master_weights<torch::optim::SGD>({bfloat16_ones()}, torch::optim::SGDOptions(1e-3));
+  torch::optim::Optimizer& base = *optimizer;
+  base.add_param_group(torch::optim::OptimizerParamGroup({bfloat16_ones()}));
+  torch::serialize::OutputArchive archive;
+  EXPECT_THROW(optimizer->step(), ConfigError);
+  EXPECT_THROW(optimizer->save(archive), ConfigError);
+}
+
+TEST(MasterWeights, RefusesAnOptimizerThatComputesTheLossAgain) {
+  EXPECT_THROW((void)make_master_weights<torch::optim::LBFGS>({bfloat16_ones()}, torch::optim::LBFGSOptions(1)),
+               ConfigError);
+}
+
+struct CountsWarnings : c10::WarningHandler {
+  void process(const c10::Warning&) override { ++count; }
+  int count = 0;
+};
+
+TEST(MasterWeights, StepWithoutWarnings) {
+  CountsWarnings warnings;
+  const c10::WarningUtils::WarningHandlerGuard guard(&warnings);
+  auto optimizer = make_master_weights<torch::optim::SGD>({bfloat16_ones()}, torch::optim::SGDOptions(1e-3));
+  optimizer->step();
+  EXPECT_EQ(warnings.count, 0);
+}
+
 }  // namespace
 }  // namespace tessera

@@ -46,8 +46,9 @@ class GradScaler {
   [[nodiscard]] at::Tensor scale(const at::Tensor& loss) const;
 
   /// Divides the gradients of the optimizer's parameters by the scale, once per update. Cost: one pass over the local
-  /// gradients, one all-reduce of one number per mesh. Throws Error if called twice, or for fp16 gradients: parameters
-  /// stay fp32 and autocast computes in fp16.
+  /// gradients, one all-reduce of one number per mesh. fp16 gradients of MasterWeights are fp32 from then on. Throws
+  /// Error if called twice, or for fp16 gradients of another optimizer: there, parameters stay fp32 and autocast
+  /// computes in fp16.
   void unscale_(torch::optim::Optimizer& optimizer);
 
   /// Unscales if that has not been done; steps if all gradients are finite on all ranks. Returns whether it did.

@@ -12,7 +12,7 @@ namespace tessera {
 
 /// An optimizer over bf16 or fp16 parameters that updates fp32 copies ("master weights") of them: small updates, which
 /// a 16-bit value would swallow, add up. Copies lie like the parameters; parameters of other dtypes are updated
-/// directly.
+/// directly. A GradScaler makes fp16 gradients fp32 ones when it unscales them.
 ///
 ///   auto optimizer = make_master_weights<torch::optim::AdamW>(model->parameters(), torch::optim::AdamWOptions(1e-3));
 ///
@@ -22,8 +22,13 @@ class MasterWeights : public torch::optim::Optimizer {
  public:
   using Make = std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<at::Tensor> masters)>;
 
-  /// `make` builds the inner optimizer over the copies.
+  /// `make` builds the inner optimizer over the copies. Throws ConfigError for torch::optim::LBFGS, whose step computes
+  /// the loss again: optimizers that need a closure do not work on copies.
   MasterWeights(const std::vector<at::Tensor>& parameters, const Make& make);
+
+  /// As in Optimizer, which it hides; the group's options, if any, are those of the inner optimizer. What comes past it
+  /// has no copy: step(), save() and load() throw ConfigError.
+  void add_param_group(const torch::optim::OptimizerParamGroup& group);
 
   /// Gradients to fp32, the inner optimizer's step, values back to the parameters.
   torch::Tensor step(LossClosure closure = nullptr) override;
@@ -37,6 +42,9 @@ class MasterWeights : public torch::optim::Optimizer {
   [[nodiscard]] const std::vector<at::Tensor>& masters() const noexcept { return masters_; }
 
  private:
+  /// The parameters of all groups, in the order of masters().
+  [[nodiscard]] std::vector<at::Tensor> with_copies() const;
+
   std::vector<at::Tensor> masters_;
   std::unique_ptr<torch::optim::Optimizer> inner_;
 };
