@@ -43,7 +43,7 @@ void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& 
     storage.output_plan = std::make_shared<const OutputPlan>(OutputPlan{layout.planned_outputs, layout.output});
   }
   if (!(layout.state == layout.value)) storage.state_placements = std::make_shared<const Placements>(layout.state);
-  if (parameter.requires_grad()) module::attach(parameter, shared.reducer, layout.gradient);
+  module::attach(parameter, shared.reducer, layout.gradient);  // a frozen one too: it may be thawed later
 }
 
 /// Parameters know their blocks: forward is recognised by the parameters that it uses.

@@ -90,7 +90,7 @@ class GradientReducer : public std::enable_shared_from_this<GradientReducer> {
 /// The reducer that distribute() gave to `parameter`; null if it has none.
 [[nodiscard]] std::shared_ptr<GradientReducer> reducer_of(const at::Tensor& parameter);
 
-/// The reducer of the module's parameters; null if it is not on a mesh, or nothing in it is trained.
+/// The reducer of the module's parameters; null if distribute() did not have it.
 [[nodiscard]] std::shared_ptr<GradientReducer> reducer_of(const torch::nn::Module& module);
 
 /// Gives the gradient of a parameter with a reducer to it: see GradientReducer::reduce().

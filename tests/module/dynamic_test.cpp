@@ -68,6 +68,24 @@ TEST(Dynamic, FrozenParametersGetNoGradientAndStay) {
   });
 }
 
+TEST(Dynamic, ParametersThawedAfterDistributeHaveTheirGradientsReduced) {
+  for (const int zero : {0, 1, 2, 3}) {
+    test::on_mesh("dp_shard=2", [&](const Mesh& mesh) {
+      const auto gradients_lie = [&](bool frozen) {
+        test::Net net = test::make_net();
+        net->first->weight.set_requires_grad(!frozen);
+        distribute(*net, mesh, Plan().zero(zero));
+        net->first->weight.set_requires_grad(true);
+        test::backward(mesh, net);
+        std::vector<Placements> found;
+        for (const Tensor& gradient : gradients_of(*net)) found.push_back(placements(gradient));
+        return found;
+      };
+      EXPECT_EQ(gradients_lie(/*frozen=*/true), gradients_lie(/*frozen=*/false)) << "zero " << zero;
+    });
+  }
+}
+
 TEST(Dynamic, SharedParametersAddTheirGradientsUp) {
   expect_equal([](test::Net& net, const Place& place) {
     torch::optim::SGD optimizer(net->parameters(), torch::optim::SGDOptions(0.1));
