@@ -131,7 +131,7 @@ void Arrival::check_alive() const {
   for (int rank = 0; rank < size(); ++rank) {
     // In this order: a peer that arrived and then ended has done its part of this step.
     if (rank == rank_ || is_alive(rank) || has_arrived(rank)) continue;
-    fail(fmt::format("{}: the process of rank {} has ended while rank {} waited for it; its own message says why",
+    fail(fmt::format("{}: rank {} has ended while rank {} waited for it; if it failed, its own message says why",
                      describe_call(), rank, rank_));
   }
 }

@@ -32,7 +32,7 @@ struct ArrivalOptions {
   std::string group;
   std::chrono::milliseconds timeout{};
   Patience patience;
-  /// False once the process of a peer has ended. Empty: peers cannot end by themselves.
+  /// False once a peer has ended. Empty: that cannot be told.
   std::function<bool(int)> is_alive;
 };
 
@@ -57,7 +57,7 @@ class Arrival {
   /// rank rings. `round` counts the calls within one wait, `seen` is the bell's count before the caller last looked.
   /// Throws  CommunicationError when the group is poisoned
   void rest(int round, std::uint32_t seen);
-  /// False once the process of `rank` has ended; what it wrote before is then visible.
+  /// False once `rank` has ended; what it wrote before is then visible.
   [[nodiscard]] bool is_alive(int rank) const { return !options_.is_alive || options_.is_alive(rank); }
   [[nodiscard]] std::uint32_t mail_count() const;
   void ring_mail(int rank) const;

@@ -30,4 +30,12 @@ void Engine::drain() {
   while (!queue_.empty()) run_front();
 }
 
+void Engine::finish() noexcept {
+  try {
+    drain();
+  } catch (...) {  // NOLINT(bugprone-empty-catch): nobody waits here, and peers have the error too
+  }
+  discard();
+}
+
 }  // namespace tessera::comm::detail

@@ -46,7 +46,9 @@ class Engine {
   /// Throws  the first error met; the collective that failed keeps it. CommunicationError when `task` was discarded
   void drain_through(const Task& task);
   void drain();
-  /// Forgets what was posted: the rank is leaving the job.
+  /// Runs what was posted until the first error, and forgets the rest: the rank is leaving the job.
+  void finish() noexcept;
+  /// Forgets what was posted: the rank is leaving the job because of an error.
   void discard() { queue_.clear(); }
 
   void add(Endpoint* endpoint) { endpoints_.push_back(endpoint); }

@@ -220,7 +220,7 @@ void PointToPoint::wait(const Transfer& transfer, const char* operation) {
     const bool peer_alive = wanted == Transfer::kAnyRank || round % 64 != 63 || arrival_.is_alive(wanted);
     engine_->progress();
     if (transfer.complete) break;
-    if (!peer_alive) arrival_.fail(fmt::format("{}: the process of rank {} has ended", describe(), wanted));
+    if (!peer_alive) arrival_.fail(fmt::format("{}: rank {} has ended", describe(), wanted));
     if (std::chrono::steady_clock::now() >= deadline) {
       arrival_.fail(
           fmt::format("{}: the other side did not come within {} ms; check that it makes the matching call "

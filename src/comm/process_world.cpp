@@ -4,6 +4,7 @@
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
+#include <exception>
 #include <utility>
 
 #include "comm/gloo_backend.h"
@@ -27,7 +28,10 @@ class ProcessWorld final : public World {
         transport_(std::move(transport)),
         options_(options),
         engine_(std::make_shared<detail::Engine>()) {}
-  ~ProcessWorld() override { engine_->discard(); }
+  ~ProcessWorld() override {
+    if (std::uncaught_exceptions() > 0) engine_->discard();
+    engine_->finish();
+  }
 
   std::string transport() const override { return transport_; }
 
@@ -47,6 +51,8 @@ class ProcessWorld final : public World {
     communicator.barrier();
     return communicator;
   }
+
+  void leave() noexcept override { engine_->finish(); }
 
   void abort(const std::string& reason) noexcept override {
     book_.abort(fmt::format("rank {} failed: {}", rank(), reason));

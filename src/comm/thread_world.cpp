@@ -41,6 +41,15 @@ class Hub {
     return region;
   }
 
+  void leave(int rank) noexcept {
+    const std::lock_guard lock(mutex_);
+    left_.insert(rank);
+  }
+  bool has_left(int rank) const {
+    const std::lock_guard lock(mutex_);
+    return left_.contains(rank);
+  }
+
   // Poisons the groups of `rank`: those that it has left, those in which it is still missing and those yet to be made.
   void abort(int rank, const std::string& reason) noexcept {
     const std::lock_guard lock(mutex_);
@@ -69,9 +78,10 @@ class Hub {
     return entry;
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<std::string, Entry> entries_;
   std::map<int, std::string> aborted_;
+  std::set<int> left_;
 };
 
 class ThreadWorld final : public World {
@@ -81,6 +91,7 @@ class ThreadWorld final : public World {
         hub_(std::move(hub)),
         options_(options),
         engine_(std::make_shared<detail::Engine>()) {}
+  // On any thread and after any end, so it cannot meet peers: leave() did.
   ~ThreadWorld() override { engine_->discard(); }
 
   std::string transport() const override { return "thread"; }
@@ -99,7 +110,8 @@ class ThreadWorld final : public World {
                     .timeout = options_.timeout,
                     .patience =
                         detail::choose_patience(options_.ranks_on_machine > 0 ? options_.ranks_on_machine : size()),
-                    .is_alive = {}},
+                    .is_alive = [hub = hub_, members](
+                                    int peer) { return !hub->has_left(members[static_cast<std::size_t>(peer)]); }},
         .engine = engine_});
     host->meet();
     if (device().is_cpu()) return Communicator(std::move(host), name);
@@ -111,6 +123,11 @@ class ThreadWorld final : public World {
                                                  .store = {},
                                                  .host = host});
     return Communicator(std::move(backend), name);
+  }
+
+  void leave() noexcept override {
+    engine_->finish();
+    hub_->leave(rank());
   }
 
   void abort(const std::string& reason) noexcept override {

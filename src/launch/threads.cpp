@@ -82,6 +82,7 @@ void run_threads(int num_ranks, const ThreadOptions& options,
         prepare_thread(options.threads_per_rank);
         const comm::detail::RankThread on_device(world->device());
         body(world);
+        world->leave();
       } catch (...) {
         // Recorded before the others are woken, so that none of their complaints can come first.
         const std::exception_ptr exception = std::current_exception();

@@ -64,6 +64,10 @@ TEST(ShmProcesses, NoticeThatAPeerHasEndedOn2Ranks) {
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(50));
 }
 
+TEST(ShmProcesses, TakePartInWhatTheyPostedBeforeTheyEndOn3Ranks) {
+  EXPECT_EQ(exit_codes("shm", 3, "posted"), std::vector<int>(3, 0));
+}
+
 TEST(GlooProcesses, AgreeOnCollectivesAndMessagesOn2Ranks) {
   if (!detail::has_gloo()) GTEST_SKIP() << "this build has no gloo";
   EXPECT_EQ(exit_codes("gloo", 2, "collectives"), std::vector<int>(2, 0));

@@ -42,9 +42,27 @@ bool death_is_noticed(World& world) {
   try {
     pair.barrier();
   } catch (const tessera::CommunicationError& error) {
-    return std::string(error.what()).find("the process of rank 1 has ended") != std::string::npos;
+    return std::string(error.what()).find("rank 1 has ended") != std::string::npos;
   }
   return false;
+}
+
+// Rank 0 posts and ends; the others come later.
+bool what_was_posted_is_done(World& world) {
+  std::vector<int> everyone(static_cast<std::size_t>(world.size()));
+  std::iota(everyone.begin(), everyone.end(), 0);
+  const Communicator all = world.group(everyone, "all");
+  const at::Tensor sum = at::full({10}, 1, at::kFloat);
+  if (all.rank() > 0) usleep(100'000);
+  Pending pending = all.all_reduce_coalesced({sum});
+  if (all.rank() == 0) return true;
+  pending.wait();
+  return sum.equal(at::full({10}, all.size(), at::kFloat));
+}
+
+bool run(const std::string& scenario, World& world) {
+  if (scenario == "death") return death_is_noticed(world);
+  return scenario == "posted" ? what_was_posted_is_done(world) : collectives_agree(world);
 }
 
 }  // namespace
@@ -60,7 +78,7 @@ int main(int argc, char** argv) {
     options.timeout = std::chrono::seconds(60);
     const auto store = c10::make_intrusive<c10d::FileStore>(argv[2], size);
     const auto world = tessera::comm::make_process_world(rank, size, rank, store, transport, options);
-    return (scenario == "death" ? death_is_noticed(*world) : collectives_agree(*world)) ? 0 : 1;
+    return run(scenario, *world) ? 0 : 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "rank %d: %s\n", rank, error.what());
     return 3;

@@ -8,7 +8,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <numeric>
+#include <thread>
 
 #include "tessera/base/error.h"
 
@@ -83,6 +85,45 @@ TEST(RunThreads, AFailureBeforeTheFirstGroupWakesRanksThatMakeItOn3Ranks) {
     });
   });
   EXPECT_EQ(message, "rank 1 of 3: bad flag");
+}
+
+ThreadOptions with_timeout(std::chrono::milliseconds timeout) {
+  ThreadOptions options;
+  options.world.timeout = timeout;
+  return options;
+}
+
+TEST(RunThreads, ARankThatEndsTakesPartInWhatItPostedOn3Ranks) {
+  run_threads(3, with_timeout(std::chrono::seconds(20)), [](const WorldPtr& world) {
+    const comm::Communicator all = everyone(world);
+    if (world->rank() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(30 * world->rank()));
+    const at::Tensor tensor = at::ones({4});
+    comm::Pending pending = all.all_reduce_coalesced({tensor});
+    if (world->rank() == 0) return;
+    pending.wait();
+    EXPECT_TRUE(tensor.equal(at::ones({4}).mul_(3)));
+  });
+}
+
+TEST(RunThreads, ARankThatEndsDoesNotWaitForOneThatHasEndedOn2Ranks) {
+  const auto start = std::chrono::steady_clock::now();
+  run_threads(2, with_timeout(std::chrono::minutes(2)), [](const WorldPtr& world) {
+    const comm::Communicator all = everyone(world);
+    if (world->rank() == 0) (void)all.all_reduce_coalesced({at::ones({4})});
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::minutes(1));
+}
+
+TEST(RunThreads, ARankThatEndsDoesNotWaitForOneThatFailedOn2Ranks) {
+  const auto message = message_of<ConfigError>([] {
+    run_threads(2, with_timeout(std::chrono::minutes(2)), [](const WorldPtr& world) {
+      const comm::Communicator all = everyone(world);
+      if (world->rank() == 0) (void)all.all_reduce_coalesced({at::ones({4})});
+      std::this_thread::sleep_for(std::chrono::milliseconds(30 * world->rank()));
+      check<ConfigError>(world->rank() != 1, "bad flag");
+    });
+  });
+  EXPECT_EQ(message, "rank 1 of 2: bad flag");
 }
 
 TEST(RunThreads, ExceptionsOfOthersBecomeErrorsWithoutStackTrace) {

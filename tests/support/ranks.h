@@ -55,6 +55,7 @@ inline void on_ranks(int size, const std::function<void(const std::shared_ptr<co
       try {
         const comm::detail::RankThread on_device(world->device());
         body(world);
+        world->leave();
       } catch (const std::exception& error) {
         const std::lock_guard lock(mutex);
         if (failure.empty()) failure = "rank " + std::to_string(world->rank()) + ": " + std::string(error.what()).substr(0, 400);

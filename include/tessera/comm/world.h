@@ -37,6 +37,12 @@ class World {
   /// CommunicationError with that reason. Any thread; at most once is enough.
   virtual void abort(const std::string& reason) noexcept { static_cast<void>(reason); }
 
+  /// This rank has nothing more to do: it takes part in what it posted and nobody waited for, lest peers wait for it.
+  /// Errors are theirs to report. `run_threads` calls it after the body; worlds of processes do when they end without
+  /// exception.
+  /// Order  on the rank's thread
+  virtual void leave() noexcept {}
+
   /// 0, 1, 2 ...: the same on every rank as long as all ask in the same order. Tells meshes of one world apart.
   [[nodiscard]] int next_number() noexcept { return next_number_++; }
 
