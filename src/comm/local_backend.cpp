@@ -83,6 +83,12 @@ void LocalBackend::abort() {
   poison(arrival_.region(), "group " + arrival_.group() + ": aborted by rank " + std::to_string(rank_));
 }
 
+bool LocalBackend::start_epoch(std::uint64_t epoch, bool tell_peers) {
+  point_to_point_.start_epoch(epoch);
+  if (tell_peers) point_to_point_.tell_epoch();
+  return true;
+}
+
 void LocalBackend::meet() {
   run_collective(exchange_, {.call = {.kind = CallKind::kBarrier}, .inputs = {}, .outputs = {}});
 }
@@ -108,6 +114,7 @@ LocalBackend::WorkPtr LocalBackend::transfer(Message message) {
   auto transfer = std::make_shared<Transfer>();
   transfer->peer = message.peer;
   transfer->tag = message.tag;
+  transfer->epoch = message.epoch;
   transfer->piece = message.piece;
   transfer->dtype = message.tensor.scalar_type();
   transfer->keep = std::make_shared<at::Tensor>(std::move(message.tensor));

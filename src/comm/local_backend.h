@@ -35,6 +35,7 @@ class LocalBackend final : public OperationBackend {
   const std::string getBackendName() const override { return transport_; }
   void setTimeout(std::chrono::milliseconds timeout) override { arrival_.set_timeout(timeout); }
   void abort() override;
+  bool start_epoch(std::uint64_t epoch, bool tell_peers) override;
   /// Meets all members once, at once, for groups being made.
   void meet();
 

@@ -312,7 +312,8 @@ OperationBackend::WorkPtr OperationBackend::checked_transfer(Direction direction
                    .tensor = tensor,
                    .piece = checked_piece(operation, tensor),
                    .peer = peer,
-                   .tag = tag});
+                   .tag = tag,
+                   .epoch = epoch_});
 }
 
 OperationBackend::WorkPtr OperationBackend::send(Tensors& tensors, int to, int tag) {

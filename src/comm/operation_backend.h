@@ -4,6 +4,7 @@
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct Message {
   Piece piece;
   int peer = 0;
   int tag = 0;
+  std::uint64_t epoch = 0;
 };
 
 /// Checks tensors and turns every collective of c10d into an Operation, which a transport carries out.
@@ -36,6 +38,11 @@ class OperationBackend : public c10d::Backend {
 
   bool supportsCoalescing() const override { return false; }
   void shutdown() override {}
+
+  /// Of messages from now on; see comm/epoch.h.
+  void set_epoch(std::uint64_t epoch) { epoch_ = epoch; }
+  /// False: this transport knows no epochs.
+  virtual bool start_epoch(std::uint64_t /*epoch*/, bool /*tell_peers*/) { return false; }
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override;
   WorkPtr allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override;
@@ -90,6 +97,7 @@ class OperationBackend : public c10d::Backend {
   WorkPtr done_;
   std::string group_;
   c10::Device device_;
+  std::uint64_t epoch_ = 0;
 };
 
 }  // namespace tessera::comm::detail

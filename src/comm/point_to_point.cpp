@@ -17,6 +17,8 @@ namespace {
 
 // With direct reach, messages up to this size travel in the ring, so that their sender need not wait.
 constexpr std::size_t kInlineBytes = 4096;
+// A message that only says which epoch its sender is in.
+constexpr int kEpochTag = -1;
 
 std::size_t readable(const Ring& ring) {
   return ring.counters->written.load(std::memory_order_acquire) - ring.counters->read.load(std::memory_order_relaxed);
@@ -76,12 +78,13 @@ void PointToPoint::post_receive(std::shared_ptr<Transfer> transfer) {
     if (transfer->peer != Transfer::kAnyRank && transfer->peer != from) continue;
     auto& kept = peer(from).kept;
     const auto match = std::find_if(kept.begin(), kept.end(),
-                                    [&](const auto& incoming) { return incoming->header.tag == transfer->tag; });
+                                    [&](const auto& incoming) { return belongs(incoming->header, *transfer); });
     if (match == kept.end()) continue;
     finish(**match, *transfer, from);
     kept.erase(match);
     return;
   }
+  if (comes_never(*transfer)) return fail_early(*transfer);
   receives_.push_back(std::move(transfer));
 }
 
@@ -91,6 +94,57 @@ void PointToPoint::progress() {
     pull(rank);
   }
   if (!handed_over_.empty()) collect_taken();
+}
+
+bool PointToPoint::belongs(const Header& header, const Transfer& receive) {
+  return header.tag == receive.tag && header.epoch == receive.epoch;
+}
+
+bool PointToPoint::is_stale(const Incoming& incoming) const {
+  return incoming.header.epoch != 0 && incoming.header.epoch < epoch_;
+}
+
+void PointToPoint::start_epoch(std::uint64_t epoch) {
+  epoch_ = epoch;
+  for (Peer& peer : peers_) {
+    std::erase_if(peer.kept, [this](const auto& incoming) { return is_stale(*incoming); });
+  }
+}
+
+void PointToPoint::tell_epoch() {
+  for (int rank = 0; rank < arrival_.size(); ++rank) {
+    if (rank == arrival_.rank()) continue;
+    auto notice = std::make_shared<Transfer>();
+    notice->peer = rank;
+    notice->tag = kEpochTag;
+    notice->epoch = epoch_;
+    post_send(std::move(notice));
+  }
+}
+
+void PointToPoint::note_epoch(int from, std::uint64_t epoch) {
+  if (epoch <= peer(from).epoch) return;
+  peer(from).epoch = epoch;
+  std::erase_if(receives_, [this](const std::shared_ptr<Transfer>& receive) {
+    const bool never = comes_never(*receive);
+    if (never) fail_early(*receive);
+    return never;
+  });
+}
+
+// A pair's messages stay in order, and what came before has been looked through.
+bool PointToPoint::comes_never(const Transfer& receive) const {
+  if (receive.peer == Transfer::kAnyRank || receive.epoch == 0) return false;
+  return receive.epoch < peers_[static_cast<std::size_t>(receive.peer)].epoch;
+}
+
+void PointToPoint::fail_early(Transfer& receive) const {
+  receive.complete = true;
+  receive.error = std::make_exception_ptr(CommunicationError(fmt::format(
+      "receive({} bytes, {}, tag {}) of rank {} from rank {} in group {}: rank {} ended its step early; its own "
+      "message says why",
+      receive.piece.bytes, dtype_name(receive.dtype), receive.tag, arrival_.rank(), receive.peer, arrival_.group(),
+      receive.peer)));
 }
 
 void PointToPoint::push(int to) {
@@ -120,7 +174,7 @@ void PointToPoint::push(int to) {
 
 bool PointToPoint::push_header(const Ring& ring, Transfer& transfer, bool by_pointer) {
   if (writable(ring) < sizeof(Header)) return false;
-  Header header{transfer.piece.bytes, transfer.tag, 0, 0};
+  Header header{.bytes = transfer.piece.bytes, .epoch = transfer.epoch, .tag = transfer.tag};
   if (by_pointer) {
     header.pointer = std::bit_cast<std::uint64_t>(transfer.piece.data);
     header.taken = std::bit_cast<std::uint64_t>(&transfer.taken);
@@ -150,7 +204,7 @@ bool PointToPoint::open_incoming(const Ring& ring, int from) {
   if (readable(ring) < sizeof(Header)) return false;
   auto incoming = std::make_unique<Incoming>();
   read_ring(ring, reinterpret_cast<std::byte*>(&incoming->header), sizeof(Header));
-  incoming->receive = take_matching_receive(from, incoming->header.tag);
+  incoming->receive = take_matching_receive(from, incoming->header);
   const bool fits = incoming->receive != nullptr && incoming->receive->piece.bytes == incoming->header.bytes;
   if (!fits) incoming->kept.resize(incoming->header.bytes);
   peer(from).arriving = std::move(incoming);
@@ -171,19 +225,21 @@ bool PointToPoint::pull_payload(const Ring& ring, int from) {
     if (incoming.offset < incoming.header.bytes) return false;
   }
   std::unique_ptr<Incoming> whole = std::move(peer(from).arriving);
+  note_epoch(from, whole->header.epoch);
+  if (whole->header.tag == kEpochTag) return true;
   // Somebody may have asked for it while it was on its way.
-  if (!whole->receive) whole->receive = take_matching_receive(from, whole->header.tag);
+  if (!whole->receive) whole->receive = take_matching_receive(from, whole->header);
   if (whole->receive) {
     finish(*whole, *whole->receive, from);
-  } else {
+  } else if (!is_stale(*whole)) {
     peer(from).kept.push_back(std::move(whole));
   }
   return true;
 }
 
-std::shared_ptr<Transfer> PointToPoint::take_matching_receive(int from, std::int64_t tag) {
+std::shared_ptr<Transfer> PointToPoint::take_matching_receive(int from, const Header& header) {
   const auto match = std::find_if(receives_.begin(), receives_.end(), [&](const auto& receive) {
-    return receive->tag == tag && (receive->peer == from || receive->peer == Transfer::kAnyRank);
+    return belongs(header, *receive) && (receive->peer == from || receive->peer == Transfer::kAnyRank);
   });
   if (match == receives_.end()) return nullptr;
   std::shared_ptr<Transfer> receive = std::move(*match);

@@ -23,6 +23,7 @@ struct Transfer {
 
   int peer = 0;
   int tag = 0;
+  std::uint64_t epoch = 0;
   Piece piece;
   /// Owns the bytes of `piece`.
   std::shared_ptr<void> keep;
@@ -36,8 +37,8 @@ struct Transfer {
 
 /// A rank's sends and receives in one group.
 ///
-/// Messages of one pair with one tag keep their order; receives with other tags overtake. A message that nobody has
-/// asked for yet is kept aside while its receiver waits for something else, so a blocked sender always gets through.
+/// Messages of one pair with one tag and epoch keep their order; receives with others overtake. A message that nobody
+/// has asked for yet is kept aside while its receiver waits for something else: a blocked sender always gets through.
 /// Through staging the payload streams in a ring of each pair. With direct reach a large message is a pointer, and the
 /// receiver copies once.
 class PointToPoint final : public Endpoint {
@@ -48,6 +49,10 @@ class PointToPoint final : public Endpoint {
   void post_send(std::shared_ptr<Transfer> transfer);
   void post_receive(std::shared_ptr<Transfer> transfer);
   void progress() override;
+  /// Drops messages of epochs 1 to `epoch` - 1, those that come later too.
+  void start_epoch(std::uint64_t epoch);
+  /// Peers that wait for a message of an earlier epoch from this rank throw CommunicationError.
+  void tell_epoch();
   /// Progresses everything until `transfer` is complete.
   /// Throws  CommunicationError when the peer does not come in time, has ended or sent another number of bytes
   void wait(const Transfer& transfer, const char* operation);
@@ -56,6 +61,7 @@ class PointToPoint final : public Endpoint {
   // Precedes every payload in a ring.
   struct Header {
     std::uint64_t bytes = 0;
+    std::uint64_t epoch = 0;
     std::int64_t tag = 0;
     // With direct reach: the sender's bytes and its `taken` flag. Zero if the payload follows in the ring.
     std::uint64_t pointer = 0;
@@ -72,9 +78,12 @@ class PointToPoint final : public Endpoint {
     std::deque<std::shared_ptr<Transfer>> sends;
     bool header_sent = false;
     std::unique_ptr<Incoming> arriving;
+    // What it sent last was of this one; earlier ones are over.
+    std::uint64_t epoch = 0;
     std::deque<std::unique_ptr<Incoming>> kept;
   };
 
+  [[nodiscard]] static bool belongs(const Header& header, const Transfer& receive);
   [[nodiscard]] Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
   void activate();
   void push(int to);
@@ -83,13 +92,18 @@ class PointToPoint final : public Endpoint {
   void pull(int from);
   bool open_incoming(const Ring& ring, int from);
   bool pull_payload(const Ring& ring, int from);
-  [[nodiscard]] std::shared_ptr<Transfer> take_matching_receive(int from, std::int64_t tag);
+  [[nodiscard]] std::shared_ptr<Transfer> take_matching_receive(int from, const Header& header);
+  [[nodiscard]] bool is_stale(const Incoming& incoming) const;
+  void note_epoch(int from, std::uint64_t epoch);
+  [[nodiscard]] bool comes_never(const Transfer& receive) const;
+  void fail_early(Transfer& receive) const;
   void finish(Incoming& incoming, Transfer& receive, int from);
 
   Arrival& arrival_;
   Reach reach_;
   std::shared_ptr<Engine> engine_;
   bool active_ = false;
+  std::uint64_t epoch_ = 0;
   std::vector<Peer> peers_;
   std::deque<std::shared_ptr<Transfer>> receives_;
   // Handed over by pointer and not yet taken.

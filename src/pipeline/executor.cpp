@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <map>
 #include <utility>
 
@@ -60,7 +61,11 @@ struct Executor::Microbatch {
 };
 
 Executor::Executor(const Mesh& mesh, int num_microbatches, Work work)
-    : runtime_(tensor::MeshRuntime::of(mesh)), device_(mesh.device()), work_(std::move(work)) {
+    : runtime_(tensor::MeshRuntime::of(mesh)),
+      mesh_(mesh),
+      exceptions_before_(std::uncaught_exceptions()),
+      work_(std::move(work)) {
+  runtime_.stages.begin_step(mesh);
   // Draws of a micro-batch are numbered from where the mesh stands, under the micro-batch's own number.
   constexpr int kDrawBits = 40;
   for (int index = 0; index < num_microbatches; ++index) {
@@ -71,8 +76,13 @@ Executor::Executor(const Mesh& mesh, int num_microbatches, Work work)
   }
 }
 
-/// The mesh goes on behind the numbers of the micro-batch that drew most.
+/// The mesh goes on behind the numbers of the micro-batch that drew most. Ranks that failed may have come to different
+/// numbers: they all go back to where the step began.
 Executor::~Executor() {
+  if (std::uncaught_exceptions() > exceptions_before_) {
+    runtime_.stages.fail_step(mesh_);
+    return;
+  }
   std::uint64_t most = 0;
   std::uint64_t index = 0;
   for (const auto& microbatch : microbatches_) {
@@ -131,7 +141,7 @@ void Executor::advance(const Action& action) {
       microbatch.passes->pause();
       backward(microbatch, index);
     };
-    microbatch.passes = std::make_unique<Pausable>(both, device_);
+    microbatch.passes = std::make_unique<Pausable>(both, mesh_.device());
   }
   microbatch.passes->resume();
   if (microbatch.passes->ended()) microbatch.passes.reset();

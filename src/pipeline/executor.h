@@ -45,7 +45,8 @@ class Executor {
 
   NoCastCache no_cast_cache_;
   tensor::MeshRuntime& runtime_;
-  c10::Device device_;
+  Mesh mesh_;
+  int exceptions_before_;
   Work work_;
   std::vector<std::unique_ptr<Microbatch>> microbatches_;
   int num_chunks_ = 1;

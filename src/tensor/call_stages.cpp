@@ -21,10 +21,12 @@ StageSet forward_stages(StageRuntime& stages) {
   return node == nullptr ? 0 : stages.forward().of(node->sequence_nr());
 }
 
-/// A tensor was written after copies of it were sent.
-bool has_stale_copies(const at::Tensor& tensor) {
+/// A tensor was written after copies of it were sent, or a step failed, in which not all ranks came to send it.
+bool has_stale_copies(const at::Tensor& tensor, const StageRuntime& stages) {
   const MeshStorage::OnStages& stage = storage_of(tensor).stage;
-  return stage.home != 0 && !tensor.is_inference() &&
+  if (stage.home == 0) return false;
+  if (stage.copied_after_failure != stages.last_failure()) return true;
+  return !tensor.is_inference() &&
          tensor.unsafeGetTensorImpl()->version_counter().current_version() != stage.copied_version;
 }
 
@@ -46,7 +48,8 @@ bool is_staged(const at::Tensor& tensor, int axis) {
 bool Call::has_staged_tensors() const {
   const int axis = runtime_->stages.axis();
   for (const TensorSlot& slot : tensors_) {
-    if (is_mesh(slot.tensor) && has_stale_copies(slot.tensor)) runtime_->stages.forget_copies(slot.tensor);
+    const bool stale = is_mesh(slot.tensor) && has_stale_copies(slot.tensor, runtime_->stages);
+    if (stale) runtime_->stages.forget_copies(slot.tensor);
   }
   for (const TensorSlot& slot : tensors_) {
     if (is_staged(slot.tensor, axis)) return true;

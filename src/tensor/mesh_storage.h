@@ -90,11 +90,12 @@ class MeshStorage final : public c10::StorageImpl {
   };
   std::shared_ptr<const OutputPlan> output_plan;
   /// Pipeline stages. Of the stages on which the value lies, `home` are those that have it of their own (0: all of them);
-  /// the others hold copies that they were sent when the tensor had version `copied_version`.
+  /// the others hold copies that they were sent when the tensor had version `copied_version`; no step failed since.
   struct OnStages {
     StageSet pinned = 0;  ///< not 0: a parameter, or a view of one, that is used where it lies
     StageSet home = 0;
     std::uint32_t copied_version = 0;
+    std::uint32_t copied_after_failure = 0;  ///< the last failed step then
   };
   OnStages stage;
   /// How tensors made after this one (zeros_like: the state of an optimizer) lie; null: as this one does.

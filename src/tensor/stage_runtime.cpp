@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <exception>
 #include <numeric>
+#include <span>
 
+#include "comm/epoch.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
 #include "tessera/base/log.h"
@@ -20,6 +22,8 @@ namespace {
 constexpr int kMessageTag = 1 << 30;
 /// Words of a message's first part: most shapes fit.
 constexpr std::int64_t kFirstWords = 48;
+/// Epoch, id and the number of words that follow.
+constexpr std::int64_t kHeadWords = 3;
 
 /// Dims from the outermost in memory to the innermost.
 std::vector<std::int64_t> memory_order(at::IntArrayRef strides) {
@@ -55,6 +59,7 @@ StageRuntime::~StageRuntime() {
   // A rank that fails must not wait for others, which may never come.
   if (std::uncaught_exceptions() > 0) return;
   try {
+    std::erase_if(outgoing_, [](const Outgoing& outgoing) { return outgoing.abandoned; });
     finish_sends();
   } catch (const std::exception& error) {
     base::warn("stages: what this rank sent did not arrive: {}", error.what());
@@ -79,9 +84,57 @@ void StageRuntime::set_map(const Mesh& mesh, const std::vector<int>& rank_of_sta
   map_ = StageMap(mesh, rank_of_stage);
 }
 
-void StageRuntime::send(const at::Tensor& memory, int to, int tag, const Mesh& mesh) {
+/// Ranks that disagree on which step failed last never name the same.
+std::uint64_t StageRuntime::epoch() const noexcept { return std::uint64_t{last_failure_} << 32U | steps_; }
+
+void StageRuntime::start_epoch(const Mesh& mesh, bool tell_peers) {
+  outside_.num_events = 0;
+  std::erase_if(mailbox_, [this](const auto& entry) {
+    const Subject& subject = entry.first.second;
+    return subject.epoch != 0 && subject.epoch < epoch();
+  });
+  knows_epochs_ = comm::detail::start_epoch(mesh.along(map_.axis()), epoch(), tell_peers);
+}
+
+void StageRuntime::begin_step(const Mesh& mesh) {
+  if (map_.axis() < 0) return;
+  refuse_old_messages();
+  // Not told when it fails: a rank that ends the job wakes the others with its reason.
+  const bool failed = last_failure_ == steps_;
+  ++steps_;
+  start_epoch(mesh, /*tell_peers=*/failed);
+}
+
+void StageRuntime::fail_step(const Mesh& mesh) {
+  if (map_.axis() < 0) return;
+  last_failure_ = steps_;
+  for (Outgoing& outgoing : outgoing_) outgoing.abandoned = true;
+  start_epoch(mesh, /*tell_peers=*/false);
+}
+
+void StageRuntime::refuse_old_messages() const {
+  check<CommunicationError>(last_failure_ == 0 || knows_epochs_,
+                            "step: a step before ended by an exception, and what it left on its way between pipeline "
+                            "stages would be taken for what is sent now; the transports thread and shm on CPUs go on "
+                            "after that, with this one make mesh and model anew");
+}
+
+void StageRuntime::send(const at::Tensor& memory, int to, int tag, std::uint64_t epoch, const Mesh& mesh) {
+  refuse_old_messages();
   progress();
-  outgoing_.push_back({memory, mesh.along(map_.axis()).post_send(memory, to, tag)});
+  const comm::Communicator& group = mesh.along(map_.axis());
+  const comm::detail::InEpoch in_epoch(group, epoch);
+  outgoing_.push_back({memory, group.post_send(memory, to, tag)});
+}
+
+void StageRuntime::receive(at::Tensor& memory, int from, int tag, std::uint64_t epoch, const Mesh& mesh) const {
+  refuse_old_messages();
+  const comm::Communicator& group = mesh.along(map_.axis());
+  const auto post = [&] {
+    const comm::detail::InEpoch in_epoch(group, epoch);
+    return group.post_receive(memory, from, tag);
+  };
+  post().wait();
 }
 
 at::Tensor StageRuntime::moved(const at::Tensor& local, at::IntArrayRef local_sizes, at::IntArrayRef strides,
@@ -96,12 +149,12 @@ at::Tensor StageRuntime::moved(const at::Tensor& local, at::IntArrayRef local_si
     const auto order = memory_order(strides);
     if (me == source) {
       const at::Tensor memory = local.permute(order).contiguous();
-      send(memory, rank, tag, mesh);
+      send(memory, rank, tag, epoch(), mesh);
       ++traffic_.sent;
       traffic_.sent_bytes += static_cast<std::int64_t>(memory.nbytes());
     } else {
       at::Tensor memory = memory_for(local_sizes, order, local.options().device(mesh.device()));
-      mesh.along(map_.axis()).receive(memory, source, tag);
+      receive(memory, source, tag, epoch(), mesh);
       result = memory.permute(inverse(order));
     }
   }
@@ -120,6 +173,7 @@ void StageRuntime::bring(const at::Tensor& tensor, StageSet stages) {
   // Inference tensors cannot be written and have no version.
   storage.stage.copied_version =
       tensor.is_inference() ? 0 : tensor.unsafeGetTensorImpl()->version_counter().current_version();
+  storage.stage.copied_after_failure = last_failure_;
   placements[map_.axis()] = map_.placement_of(now | stages);
   storage.replace(std::move(local), placements);
 }
@@ -141,31 +195,31 @@ std::shared_ptr<const CallShape> StageRuntime::known_shape(std::uint64_t key) co
 }
 
 void StageRuntime::tell_shape(std::uint64_t key, std::shared_ptr<const CallShape> shape, const Mesh& mesh) {
-  tell(key, *shape, mesh);
+  tell({.epoch = 0, .id = key}, *shape, mesh);
   traffic_.shapes_sent += map_.ranks() - 1;
   shapes_.emplace(key, std::move(shape));
 }
 
 std::shared_ptr<const CallShape> StageRuntime::learn_shape(std::uint64_t key, StageSet stages, const Mesh& mesh) {
-  auto shape = std::make_shared<const CallShape>(learn(key, map_.first_rank(stages), mesh));
+  auto shape = std::make_shared<const CallShape>(learn({.epoch = 0, .id = key}, map_.first_rank(stages), mesh));
   shapes_.emplace(key, shape);
   return shape;
 }
 
 void StageRuntime::tell_values(const CallShape& shape, const Mesh& mesh) {
-  tell(static_cast<std::uint64_t>(next_tag()), shape, mesh);
+  tell(next_values(), shape, mesh);
   traffic_.scalars_sent += map_.ranks() - 1;
 }
 
 CallShape StageRuntime::learn_values(StageSet stages, const Mesh& mesh) {
-  return learn(static_cast<std::uint64_t>(next_tag()), map_.first_rank(stages), mesh);
+  return learn(next_values(), map_.first_rank(stages), mesh);
 }
 
 /// Everybody learns from the first rank that computes, those who compute too: shapes must agree to the last stride.
-void StageRuntime::tell(std::uint64_t id, const CallShape& shape, const Mesh& mesh) {
-  Message words{static_cast<std::int64_t>(id), 0};
+void StageRuntime::tell(const Subject& subject, const CallShape& shape, const Mesh& mesh) {
   const Message body = to_words(shape);
-  words[1] = static_cast<std::int64_t>(body.size());
+  Message words{static_cast<std::int64_t>(subject.epoch), static_cast<std::int64_t>(subject.id),
+                static_cast<std::int64_t>(body.size())};
   words.insert(words.end(), body.begin(), body.end());
   words.resize(std::max(words.size(), static_cast<std::size_t>(kFirstWords)), 0);
   at::Tensor all = of_words(static_cast<std::int64_t>(words.size()));
@@ -175,38 +229,39 @@ void StageRuntime::tell(std::uint64_t id, const CallShape& shape, const Mesh& me
   const int me = mesh.coordinate(map_.axis());
   for (int rank = 0; rank < map_.ranks(); ++rank) {
     if (rank == me) continue;
-    send(all.narrow(0, 0, kFirstWords), rank, kMessageTag, mesh);
+    send(all.narrow(0, 0, kFirstWords), rank, kMessageTag, 0, mesh);
     if (all.size(0) > kFirstWords) {
-      send(all.narrow(0, kFirstWords, all.size(0) - kFirstWords), rank, kMessageTag, mesh);
+      send(all.narrow(0, kFirstWords, all.size(0) - kFirstWords), rank, kMessageTag, 0, mesh);
     }
   }
 }
 
 StageRuntime::Message StageRuntime::receive_message(int from, const Mesh& mesh) const {
   Message message;
-  const auto receive = [&](std::int64_t count) {
+  const auto receive_words = [&](std::int64_t count) {
     at::Tensor part = of_words(count, mesh.device());
-    mesh.along(map_.axis()).receive(part, from, kMessageTag);
+    receive(part, from, kMessageTag, 0, mesh);
     part = part.cpu();
     message.insert(message.end(), part.data_ptr<std::int64_t>(), part.data_ptr<std::int64_t>() + count);
   };
-  receive(kFirstWords);
-  const std::int64_t total = message[1] + 2;
-  if (total > kFirstWords) receive(total - kFirstWords);
+  receive_words(kFirstWords);
+  const std::int64_t total = message[2] + kHeadWords;
+  if (total > kFirstWords) receive_words(total - kFirstWords);
   return message;
 }
 
-CallShape StageRuntime::learn(std::uint64_t id, int from, const Mesh& mesh) {
-  const auto wanted = std::make_pair(from, id);
+CallShape StageRuntime::learn(const Subject& subject, int from, const Mesh& mesh) {
+  const auto wanted = std::make_pair(from, subject);
   while (mailbox_[wanted].empty()) {
     Message message = receive_message(from, mesh);
-    mailbox_[{from, static_cast<std::uint64_t>(message[0])}].push_back(std::move(message));
+    const Subject about{static_cast<std::uint64_t>(message[0]), static_cast<std::uint64_t>(message[1])};
+    mailbox_[{from, about}].push_back(std::move(message));
   }
   const auto found = mailbox_.find(wanted);
   const Message message = std::move(found->second.front());
   found->second.pop_front();
   if (found->second.empty()) mailbox_.erase(found);
-  return from_words(std::span(message).subspan(2));
+  return from_words(std::span(message).subspan(kHeadWords));
 }
 
 void StageRuntime::finish_sends_of(const at::Tensor& memory) {

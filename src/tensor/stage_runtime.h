@@ -2,6 +2,8 @@
 // What moves between pipeline stages: tensors, shapes and numbers.
 #pragma once
 
+#include <compare>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
@@ -34,6 +36,16 @@ class StageRuntime {
   [[nodiscard]] const StageMap& map() const noexcept { return map_; }
   void set_map(const Mesh& mesh, const std::vector<int>& rank_of_stage);
   [[nodiscard]] const StageTraffic& traffic() const noexcept { return traffic_; }
+
+  /// A step begins, on all ranks: messages reach only ranks in the same step whose last failure is the same.
+  /// Throws  CommunicationError after a failed step, where the transport would take old messages for new ones
+  void begin_step(const Mesh& mesh);
+  /// The step ends by an exception, and may do so elsewhere on other ranks: those that wait for this one fail when it
+  /// begins the next. What it sent is no longer waited for, and copies on other stages are forgotten, since ranks may
+  /// differ in which they made.
+  void fail_step(const Mesh& mesh);
+  /// Number of the last step that failed; 0: none did.
+  [[nodiscard]] std::uint32_t last_failure() const noexcept { return last_failure_; }
 
   /// Where operators of forward ran.
   [[nodiscard]] ForwardStages& forward() noexcept { return microbatch_->forward; }
@@ -98,13 +110,26 @@ class StageRuntime {
   struct Outgoing {
     at::Tensor memory;
     comm::Pending pending;
+    bool abandoned = false;
   };
 
   /// All ranks count the same events of a micro-batch in the same order: that names messages.
   [[nodiscard]] int next_tag() noexcept;
-  void send(const at::Tensor& memory, int to, int tag, const Mesh& mesh);
-  void tell(std::uint64_t id, const CallShape& shape, const Mesh& mesh);
-  [[nodiscard]] CallShape learn(std::uint64_t id, int from, const Mesh& mesh);
+  /// Names a span of time in which ranks agree; grows.
+  [[nodiscard]] std::uint64_t epoch() const noexcept;
+  void start_epoch(const Mesh& mesh, bool tell_peers);
+  void refuse_old_messages() const;
+  void send(const at::Tensor& memory, int to, int tag, std::uint64_t epoch, const Mesh& mesh);
+  void receive(at::Tensor& memory, int from, int tag, std::uint64_t epoch, const Mesh& mesh) const;
+  /// What a message is about. A shape that was told once is true for ever: its epoch is 0.
+  struct Subject {
+    std::uint64_t epoch = 0;
+    std::uint64_t id = 0;
+    auto operator<=>(const Subject&) const = default;
+  };
+  [[nodiscard]] Subject next_values() noexcept { return {epoch(), static_cast<std::uint64_t>(next_tag())}; }
+  void tell(const Subject& subject, const CallShape& shape, const Mesh& mesh);
+  [[nodiscard]] CallShape learn(const Subject& subject, int from, const Mesh& mesh);
   [[nodiscard]] Message receive_message(int from, const Mesh& mesh) const;
 
   StageMap map_;
@@ -115,8 +140,12 @@ class StageRuntime {
   Hindrances hindrances_;
   std::deque<Outgoing> outgoing_;
   std::unordered_map<std::uint64_t, std::shared_ptr<const CallShape>> shapes_;
-  /// Messages that came before anybody asked for them, by sender and id.
-  std::map<std::pair<int, std::uint64_t>, std::deque<Message>> mailbox_;
+  /// Messages that came before anybody asked for them, by sender and subject.
+  std::map<std::pair<int, Subject>, std::deque<Message>> mailbox_;
+  std::uint32_t steps_ = 1;
+  std::uint32_t last_failure_ = 0;
+  /// The transport tells messages of different epochs apart.
+  bool knows_epochs_ = true;
 };
 
 }  // namespace tessera::tensor

@@ -222,6 +222,71 @@ TEST(Step, a_loss_that_fails_on_one_rank_ends_the_step_of_all) {
   }
 }
 
+Tensor gradients_of(Chain& model) {
+  std::vector<Tensor> all;
+  for (const Tensor& parameter : model->parameters()) {
+    if (parameter.grad().defined()) all.push_back(full(parameter.grad()).flatten());
+  }
+  return torch::cat(all).clone();
+}
+
+/// Gradients of the last of four steps; the third fails at the loss of micro-batch `fails_at` (-1: it does not), and so
+/// does whoever waits for a rank that failed.
+Tensor gradients_after_failure(Chain& model, const StepOptions& options, int fails_at) {
+  for (int i = 0; i < 4; ++i) {
+    model->zero_grad();
+    int calls = 0;
+    const auto loss = [&](const std::vector<Tensor>& parts) {
+      const Tensor output = model->forward(parts[0]);
+      if (i == 2 && calls++ == fails_at) throw std::runtime_error("no more");
+      return output.pow(2).mean();
+    };
+    try {
+      (void)step(*model, {batch(8, i)}, loss, options);
+    } catch (const std::runtime_error& error) {
+      EXPECT_EQ(i, 2);
+      EXPECT_THAT(std::string(error.what()), testing::AnyOf("no more", testing::HasSubstr("ended its step early")));
+    }
+  }
+  return gradients_of(model);
+}
+
+TEST(Step, messages_of_a_step_that_failed_are_not_taken_by_later_steps) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    const StepOptions options{.microbatches = 4, .schedule = info.name};
+    Chain alone(2 * one.chunks);
+    const Tensor expected = gradients_after_failure(alone, options, -1);
+    for (const int fails_at : {0, 1, 3}) {
+      SCOPED_TRACE(info.name + ", micro-batch " + std::to_string(fails_at));
+      test::on_mesh("pp=2", [&](const Mesh& mesh) {
+        Chain model(2 * one.chunks);
+        distribute(*model, mesh, plan_for(one));
+        const Tensor found = gradients_after_failure(model, options, fails_at);
+        EXPECT_LE((found - expected).abs().max().item<double>(), 1e-13);
+      });
+    }
+  }
+}
+
+TEST(Step, messages_of_a_step_that_failed_on_one_rank_are_not_taken_by_later_steps) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    const StepOptions options{.microbatches = 4, .schedule = info.name};
+    Chain alone(2 * one.chunks);
+    const Tensor expected = gradients_after_failure(alone, options, -1);
+    for (const int failing : {0, 1}) {
+      SCOPED_TRACE(info.name + ", rank " + std::to_string(failing));
+      test::on_mesh("pp=2", [&](const Mesh& mesh) {
+        Chain model(2 * one.chunks);
+        distribute(*model, mesh, plan_for(one));
+        const Tensor found = gradients_after_failure(model, options, mesh.rank() == failing ? 1 : -1);
+        EXPECT_LE((found - expected).abs().max().item<double>(), 1e-13);
+      });
+    }
+  }
+}
+
 TEST(Step, without_grad_mode_runs_forward_only) {
   Chain alone(4);
   const torch::NoGradGuard no_grad;
