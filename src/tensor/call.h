@@ -4,6 +4,7 @@
 
 #include <ATen/core/stack.h>
 
+#include <exception>
 #include <optional>
 #include <string>
 #include <vector>
@@ -98,6 +99,8 @@ class Call {
   void run_each_element();
   void bring_operands(StageSet stages) const;
   void finish_sends_of_written() const;
+  void compute_or_share_failure(Decision& decision);
+  void share_failure(Decision& decision, const std::exception_ptr& failure) const;
   void compute_now_or_later(Decision& decision);
   [[nodiscard]] bool differs_each_time() const;
   void agree_on_results(Decision& decision, std::int64_t num_draws);

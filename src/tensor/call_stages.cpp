@@ -130,12 +130,41 @@ void Call::run_on_stages(Decision& decision) {
   bring_operands(decision.stages);
   if (here != 0) {
     const std::uint64_t draws_before = runtime_->random.num_draws;
-    compute_now_or_later(decision);
+    compute_or_share_failure(decision);
     agree_on_results(decision, static_cast<std::int64_t>(runtime_->random.num_draws - draws_before));
   } else {
     skip(decision);
   }
   stages.progress();
+}
+
+/// Ranks that wait for the shape of what failed throw the same error instead.
+void Call::compute_or_share_failure(Decision& decision) {
+  const std::uint64_t draws_before = runtime_->random.num_draws;
+  try {
+    compute_now_or_later(decision);
+  } catch (const CommunicationError&) {
+    throw;
+  } catch (...) {
+    runtime_->random.num_draws = draws_before;
+    share_failure(decision, std::current_exception());
+    throw;
+  }
+}
+
+void Call::share_failure(Decision& decision, const std::exception_ptr& failure) const {
+  StageRuntime& stages = runtime_->stages;
+  if (stages.conductor().in_schedule_order || differs_each_time() || knows_results(decision)) return;
+  if (stages.map().first_rank(decision.stages) == mesh_->coordinate(stages.axis())) {
+    stages.tell_failure(decision.key, failure, *mesh_);
+    return;
+  }
+  // What the first rank tells must not wait for the next call of this kind. This rank's own error is the one to throw.
+  try {
+    decision.shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
+  } catch (const std::exception&) {
+    return;
+  }
 }
 
 void Call::compute_now_or_later(Decision& decision) {

@@ -4,11 +4,13 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <exception>
 #include <numeric>
 #include <span>
+#include <string>
 
 #include "comm/epoch.h"
 #include "tensor/mesh_storage.h"
@@ -22,8 +24,11 @@ namespace {
 constexpr int kMessageTag = 1 << 30;
 /// Words of a message's first part: most shapes fit.
 constexpr std::int64_t kFirstWords = 48;
-/// Epoch, id and the number of words that follow.
-constexpr std::int64_t kHeadWords = 3;
+/// Epoch, id, the number of words that follow, and what they are.
+constexpr std::int64_t kHeadWords = 4;
+constexpr std::int64_t kIsShape = 0;
+constexpr std::int64_t kIsTorchError = 1;
+constexpr std::int64_t kIsError = 2;
 
 /// Dims from the outermost in memory to the innermost.
 std::vector<std::int64_t> memory_order(at::IntArrayRef strides) {
@@ -51,6 +56,28 @@ std::vector<std::int64_t> inverse(const std::vector<std::int64_t>& order) {
 
 at::Tensor of_words(std::int64_t count, at::Device device = at::kCPU) {
   return at::empty({count}, at::TensorOptions(at::kLong).device(device));
+}
+
+/// What kind of error it is, and its first line: LibTorch's have a stack trace from the second line on.
+std::pair<std::int64_t, std::string> describe(const std::exception_ptr& failure) {
+  std::pair<std::int64_t, std::string> result{kIsError, "unknown error"};
+  try {
+    std::rethrow_exception(failure);
+  } catch (const c10::Error& error) {
+    result = {kIsTorchError, error.what_without_backtrace()};
+  } catch (const std::exception& error) {
+    result.second = error.what();
+  } catch (...) {  // NOLINT(bugprone-empty-catch): it stays unknown
+  }
+  return result;
+}
+
+void throw_if_failure(std::int64_t kind, std::span<const std::int64_t> words) {
+  if (kind == kIsShape) return;
+  std::string text;
+  for (const std::int64_t word : words) text.push_back(static_cast<char>(word));
+  TORCH_CHECK(kind != kIsTorchError, text);
+  throw Error(text);
 }
 
 }  // namespace
@@ -219,8 +246,21 @@ CallShape StageRuntime::learn_values(StageSet stages, const Mesh& mesh) {
 void StageRuntime::tell(const Subject& subject, const CallShape& shape, const Mesh& mesh) {
   const Message body = to_words(shape);
   Message words{static_cast<std::int64_t>(subject.epoch), static_cast<std::int64_t>(subject.id),
-                static_cast<std::int64_t>(body.size())};
+                static_cast<std::int64_t>(body.size()), kIsShape};
   words.insert(words.end(), body.begin(), body.end());
+  post(words, mesh);
+}
+
+void StageRuntime::tell_failure(std::uint64_t key, const std::exception_ptr& failure, const Mesh& mesh) {
+  const auto [kind, text] = describe(failure);
+  Message words{0, static_cast<std::int64_t>(key), static_cast<std::int64_t>(text.size()), kind};
+  words.insert(words.end(), text.begin(), text.end());
+  post(words, mesh);
+}
+
+/// In two parts, the first of which all have.
+void StageRuntime::post(const Message& message, const Mesh& mesh) {
+  Message words = message;
   words.resize(std::max(words.size(), static_cast<std::size_t>(kFirstWords)), 0);
   at::Tensor all = of_words(static_cast<std::int64_t>(words.size()));
   std::copy(words.begin(), words.end(), all.data_ptr<std::int64_t>());
@@ -261,7 +301,9 @@ CallShape StageRuntime::learn(const Subject& subject, int from, const Mesh& mesh
   const Message message = std::move(found->second.front());
   found->second.pop_front();
   if (found->second.empty()) mailbox_.erase(found);
-  return from_words(std::span(message).subspan(kHeadWords));
+  const auto body = std::span(message).subspan(kHeadWords);
+  throw_if_failure(message[3], body.first(static_cast<std::size_t>(message[2])));
+  return from_words(body);
 }
 
 void StageRuntime::finish_sends_of(const at::Tensor& memory) {

@@ -5,6 +5,7 @@
 #include <compare>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -94,6 +95,8 @@ class StageRuntime {
   void tell_shape(std::uint64_t key, std::shared_ptr<const CallShape> shape, const Mesh& mesh);
   /// The other side of tell_shape, of a call that was computed on `stages`.
   [[nodiscard]] std::shared_ptr<const CallShape> learn_shape(std::uint64_t key, StageSet stages, const Mesh& mesh);
+  /// In place of the shape: the call failed. learn_shape throws it, an error of LibTorch if it was one.
+  void tell_failure(std::uint64_t key, const std::exception_ptr& failure, const Mesh& mesh);
   /// The same for what differs from call to call.
   void tell_values(const CallShape& shape, const Mesh& mesh);
   [[nodiscard]] CallShape learn_values(StageSet stages, const Mesh& mesh);
@@ -129,6 +132,7 @@ class StageRuntime {
   };
   [[nodiscard]] Subject next_values() noexcept { return {epoch(), static_cast<std::uint64_t>(next_tag())}; }
   void tell(const Subject& subject, const CallShape& shape, const Mesh& mesh);
+  void post(const Message& message, const Mesh& mesh);
   [[nodiscard]] CallShape learn(const Subject& subject, int from, const Mesh& mesh);
   [[nodiscard]] Message receive_message(int from, const Mesh& mesh) const;
 

@@ -24,6 +24,7 @@ using at::Tensor;
 using test::batch;
 using test::Case;
 using test::Chain;
+using test::kWidth;
 using test::plan_for;
 using test::stages_of;
 
@@ -285,6 +286,23 @@ TEST(Step, messages_of_a_step_that_failed_on_one_rank_are_not_taken_by_later_ste
       });
     }
   }
+}
+
+TEST(Step, an_operator_that_fails_where_it_computes_fails_on_all_ranks) {
+  const Case one{"1f1b", 2, 1, 4, ""};
+  const StepOptions options{.microbatches = 4, .schedule = one.schedule};
+  Chain alone(2);
+  const Training expected = train(alone, 8, options);
+  test::on_mesh("pp=2", [&](const Mesh& mesh) {
+    Chain model(2);
+    distribute(*model, mesh, plan_for(one));
+    const auto loss = [&](const std::vector<Tensor>& parts) { return model->forward(parts[0]).sum(); };
+    for (int i = 0; i < 2; ++i) {
+      const Tensor too_wide = torch::ones({8, kWidth + 3}, torch::kDouble);
+      EXPECT_THROW((void)step(*model, {too_wide}, loss, options), c10::Error);
+    }
+    expect_equal(train(model, 8, options), expected, 1e-13);
+  });
 }
 
 TEST(Step, without_grad_mode_runs_forward_only) {
