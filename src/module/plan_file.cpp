@@ -52,7 +52,7 @@ void add_entry(Plan& plan, const toml::table& table) {
 }
 
 c10::ScalarType reduce_dtype_of(const toml::node& node) {
-  const std::string text = node.value<std::string>().value_or("");
+  const std::string text = text_of(node, "reduce_dtype", "float32");
   for (const auto& [word, dtype] : module::kReduceDtypes) {
     if (text == word) return dtype;
   }
@@ -80,7 +80,8 @@ constexpr std::array<std::pair<std::string_view, StageOrder>, 2> kOrders{
     {{"loop", StageOrder::kLoop}, {"v", StageOrder::kV}}};
 
 StageOrder order_of(const toml::table& root) {
-  const std::string text = root["stage_order"].value_or(std::string("loop"));
+  const toml::node* node = root.get("stage_order");
+  const std::string text = node == nullptr ? "loop" : text_of(*node, "stage_order", "v");
   for (const auto& [word, order] : kOrders) {
     if (text == word) return order;
   }
@@ -96,7 +97,7 @@ const std::map<std::string_view, Reader>& readers() {
          plan.prefetch_bytes(number_of(node, "prefetch_bytes", "a number of bytes; allowed: 0 and above"));
        }},
       {"recompute", [](Plan& plan, const toml::node& node, const toml::table&) {
-         plan.recompute(parse_recompute(node.value<std::string>().value_or("")));
+         plan.recompute(parse_recompute(text_of(node, "recompute", "8GiB")));
        }},
       {"reduce_dtype",
        [](Plan& plan, const toml::node& node, const toml::table&) { plan.reduce_dtype(reduce_dtype_of(node)); }},

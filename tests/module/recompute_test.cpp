@@ -268,5 +268,17 @@ TEST(Plan, RefusesARecomputationThatIsNone) {
   }
 }
 
+TEST(Plan, NamesTheKeyWhoseTextIsNoText) {
+  for (const char* key : {"recompute", "reduce_dtype", "stage_order"}) {
+    try {
+      (void)Plan::parse(std::string("stages = [[\"0\"], [\"1\"]]\n") + key + " = 8", "plan.toml");
+      ADD_FAILURE() << key;
+    } catch (const ConfigError& error) {
+      EXPECT_EQ(std::string(error.what()).find(std::string("plan.toml:2: ") + key), 0U) << error.what();
+      EXPECT_EQ(std::string(error.what()).find("\"\""), std::string::npos) << error.what();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tessera
