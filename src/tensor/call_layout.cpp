@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Strides and offsets of results where the shards do not show them.
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
@@ -16,11 +17,9 @@ at::Tensor whole_on_meta(const at::Tensor& tensor) {
   if (!tensor.defined()) return tensor;
   const at::TensorOptions options = at::TensorOptions(at::kMeta).dtype(tensor.dtype());
   if (tensor.storage_offset() == 0) return at::empty_strided(tensor.sizes(), tensor.strides(), options);
-  std::int64_t end = tensor.storage_offset() + 1;
-  for (std::int64_t dim = 0; dim < tensor.dim(); ++dim) {
-    end += std::max<std::int64_t>(tensor.size(dim) - 1, 0) * tensor.stride(dim);
-  }
-  return at::empty({end}, options).as_strided(tensor.sizes(), tensor.strides(), tensor.storage_offset());
+  const auto elements = static_cast<std::int64_t>(at::detail::computeStorageNbytes(
+      tensor.sizes(), tensor.strides(), /*itemsize_bytes=*/1, static_cast<std::size_t>(tensor.storage_offset())));
+  return at::empty({elements}, options).as_strided(tensor.sizes(), tensor.strides(), tensor.storage_offset());
 }
 
 c10::IValue on_meta(const c10::IValue& value, ArgumentKind kind) {

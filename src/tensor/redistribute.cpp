@@ -207,6 +207,13 @@ at::Tensor redistribute_step(Step step) {
   return step.local;
 }
 
+bool reduces(const Placements& from, const Placements& to) {
+  for (int axis = 0; axis < from.size(); ++axis) {
+    if (from[axis].is_partial() && to[axis].is_replicate()) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 ShardRows::ShardRows(const at::Tensor& local, std::int64_t dim_, std::int64_t size_, int ranks)
@@ -235,17 +242,6 @@ at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_si
                               const Placements& to, const Mesh& mesh) {
   return from == to ? local : redistribute_step({local, from, to, global_sizes, mesh, {}});
 }
-
-namespace {
-
-bool reduces(const Placements& from, const Placements& to) {
-  for (int axis = 0; axis < from.size(); ++axis) {
-    if (from[axis].is_partial() && to[axis].is_replicate()) return true;
-  }
-  return false;
-}
-
-}  // namespace
 
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
   MeshStorage& storage = storage_of(tensor);
