@@ -2,6 +2,7 @@
 # Options, language level and the two private interface targets: warnings and sanitizers.
 option(TESSERA_DEV "Tests, examples and warnings as errors: for work on Tessera itself" ${PROJECT_IS_TOP_LEVEL})
 option(TESSERA_PCH "Precompiled headers of LibTorch: 0.8 GB per build folder, a third of the compile time" ON)
+option(TESSERA_UNITY "Compile several sources at once: the headers of LibTorch are most of the work" ON)
 set(TESSERA_SANITIZE "" CACHE STRING "Sanitizers for our own code, for instance address,undefined")
 
 # Variables of this directory and those below it: a project that adds Tessera as a subdirectory keeps its own.
@@ -18,6 +19,9 @@ set(CMAKE_INSTALL_RPATH "$ORIGIN;$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
 if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
   set(CMAKE_BUILD_TYPE Release)
 endif()
+
+set(CMAKE_UNITY_BUILD ${TESSERA_UNITY})
+set(CMAKE_UNITY_BUILD_BATCH_SIZE 6)
 
 # Time stamps and precompiled headers would otherwise make every compilation a miss.
 find_program(TESSERA_CCACHE ccache)

@@ -110,9 +110,9 @@ std::vector<double> time_collective(const comm::Communicator& ranks, Call call, 
 }
 
 /// What rank 0 tells.
-class Report {
+class CollectivesReport {
  public:
-  Report(const std::string& json, std::string transport, int world)
+  CollectivesReport(const std::string& json, std::string transport, int world)
       : json_(json), shows_table_(json != "-"), transport_(std::move(transport)), world_(world) {
     if (!shows_table_) return;
     std::cout << fmt::format("{} ranks over {}\n{:<15} {:>10} {:>12} {:>12} {:>12} {:>10} {:>10}\n", world_, transport_,
@@ -150,7 +150,7 @@ class Report {
 
 void measure_rank(const CollectivesFlags& flags, comm::World& world) {
   const comm::Communicator ranks = everyone(world);
-  std::optional<Report> report;
+  std::optional<CollectivesReport> report;
   if (world.rank() == 0) report.emplace(flags.json, world.transport(), world.size());
   for (const Collective& collective : kCollectives) {
     for (std::int64_t size = flags.min_bytes; size <= flags.max_bytes; size *= 4) {

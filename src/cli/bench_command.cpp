@@ -8,12 +8,12 @@
 namespace tessera::cli {
 namespace {
 
-struct Row {
+struct BenchRow {
   const char* name;
   Command (*add)(CLI::App&, const Invocation&);
 };
 
-constexpr Row kBenches[] = {
+constexpr BenchRow kBenches[] = {
     {"op", add_bench_op}, {"collectives", add_bench_collectives}, {"train", add_bench_train},
     {"pipeline", add_bench_pipeline}};
 
@@ -27,7 +27,7 @@ Command add_bench(CLI::App& app, const Invocation& invocation) {
                   "  tessera bench train --model gpt --mesh tp=2 --json -");
   command->require_subcommand(0, 1);
   std::map<std::string, Command> benches;
-  for (const Row& row : kBenches) benches[row.name] = row.add(*command, invocation);
+  for (const BenchRow& row : kBenches) benches[row.name] = row.add(*command, invocation);
   return [command, benches] {
     const auto chosen = command->get_subcommands();
     check<ConfigError>(!chosen.empty(), "bench: nothing to measure was named; allowed: op, collectives, train, pipeline, for "

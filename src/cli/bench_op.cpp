@@ -116,9 +116,9 @@ void put(nlohmann::ordered_json& json, const std::string& name, const std::vecto
 }
 
 /// What rank 0 tells of one comparison.
-class Report {
+class OpReport {
  public:
-  explicit Report(const std::string& json) : json_(json), shows_table_(json != "-") {
+  explicit OpReport(const std::string& json) : json_(json), shows_table_(json != "-") {
     if (!shows_table_) return;
     std::cout << fmt::format("{:<18} {:<10} {:<5} {:>10} {:>10} {:>10}\n", "operation", "placement", "grad", "plain ns",
                              "mesh ns", "added ns");
@@ -152,7 +152,7 @@ class Report {
 void measure_rank(const OpFlags& flags, const std::shared_ptr<comm::World>& world) {
   const Mesh mesh(world, {{"tp", flags.num_ranks}});
   const comm::Communicator& ranks = mesh.along(0);
-  std::optional<Report> report;
+  std::optional<OpReport> report;
   if (world->rank() == 0) report.emplace(flags.json);
   for (const Placement& placement : {Replicate(), Shard(0)}) {
     for (const bool grad : {false, true}) {

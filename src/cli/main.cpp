@@ -12,12 +12,12 @@
 namespace tessera::cli {
 namespace {
 
-struct Row {
+struct CommandRow {
   const char* name;
   Command (*add)(CLI::App&, const Invocation&);
 };
 
-constexpr Row kCommands[] = {{"train", add_train}, {"verify", add_verify}, {"simulate", add_simulate},
+constexpr CommandRow kCommands[] = {{"train", add_train}, {"verify", add_verify}, {"simulate", add_simulate},
                              {"bench", add_bench}, {"run", add_run}};
 
 /// Words that may follow a command: its flags, or the commands themselves.
@@ -68,7 +68,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(0, 1);
   const Invocation invocation{{argv, argv + argc}};
   std::map<std::string, Command> commands;
-  for (const Row& row : kCommands) commands[row.name] = row.add(app, invocation);
+  for (const CommandRow& row : kCommands) commands[row.name] = row.add(app, invocation);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ExtrasError&) {

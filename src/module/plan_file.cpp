@@ -13,7 +13,7 @@
 namespace tessera {
 namespace {
 
-using Stages = std::vector<std::vector<std::string>>;
+using StagePatterns = std::vector<std::vector<std::string>>;
 
 std::string text_of(const toml::node& node, std::string_view key, std::string_view example) {
   const auto text = node.value<std::string>();
@@ -60,11 +60,11 @@ c10::ScalarType reduce_dtype_of(const toml::node& node) {
                                 module::kReduceDtypeWords));
 }
 
-Stages stages_of(const toml::node& node) {
+StagePatterns stages_of(const toml::node& node) {
   constexpr const char* kMessage =
       "stages must be an array of arrays of patterns, for instance [[\"block0-1\"], [\"block2-3\"]]";
   check<ConfigError>(node.is_array(), kMessage);
-  Stages stages;
+  StagePatterns stages;
   for (const toml::node& stage : *node.as_array()) {
     check<ConfigError>(stage.is_array(), kMessage);
     std::vector<std::string>& patterns = stages.emplace_back();
@@ -134,7 +134,7 @@ toml::table table_of(const Plan::Entry& entry) {
   return table;
 }
 
-toml::array array_of(const Stages& stages) {
+toml::array array_of(const StagePatterns& stages) {
   toml::array array;
   for (const std::vector<std::string>& stage : stages) {
     toml::array patterns;

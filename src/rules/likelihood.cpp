@@ -26,9 +26,6 @@ constexpr std::int64_t kNotHere = -1;
 
 bool keeps_each(const OpCall& call) { return call.named("reduction").toInt() == at::Reduction::None; }
 
-/// A single sample without batch dim has nothing to shard.
-bool has_batch(const OpCall& call, int scores) { return call.tensor(scores).dim() > 1; }
-
 // nll_loss_forward(self [N, C, ...], target [N, ...], weight?, reduction, ignore_index) -> (output, total_weight)
 void forward_rows(const OpCall& call, int axis, Rows& rows) {
   if (!has_batch(call, 0)) return;

@@ -11,9 +11,6 @@ namespace {
 
 std::int64_t reduction_of(const OpCall& call) { return call.named("reduction").toInt(); }
 
-/// A single sample without batch dim has nothing to shard.
-bool has_batch(const OpCall& call, int scores) { return call.tensor(scores).dim() > 1; }
-
 /// Backward forms have the gradient in front.
 int first_input(const OpCall& call) { return call.index_of("grad_output") == 0 ? 1 : 0; }
 

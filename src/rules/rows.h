@@ -59,6 +59,22 @@ inline void add_uniform_row(const OpCall& call, Rows& rows, Placement input, Pla
   return dims;
 }
 
+/// The dim that an operator with an argument `dim` works along.
+[[nodiscard]] inline std::int64_t worked_dim(const OpCall& call) {
+  return wrap_dim(call.named("dim").toInt(), call.tensor(0).dim());
+}
+
+/// Rows of operators that work along one dim: every tensor and every output is sharded along the same other dim.
+inline void other_dim_rows(const OpCall& call, int axis, Rows& rows) {
+  const std::int64_t along = worked_dim(call);
+  for (const std::int64_t dim : sharded_dims(call, axis)) {
+    if (dim != along) add_uniform_row(call, rows, S(dim), S(dim));
+  }
+}
+
+/// A single sample's scores have no batch dim that could be sharded.
+[[nodiscard]] inline bool has_batch(const OpCall& call, int scores) { return call.tensor(scores).dim() > 1; }
+
 /// True if every rank holds something of `dim` once `axis` cuts it, even if all axes on which anything is sharded come to
 /// cut it too: some kernels cannot run on nothing.
 [[nodiscard]] inline bool leaves_no_rank_empty(const OpCall& call, const TensorArg& tensor, std::int64_t dim, int axis) {

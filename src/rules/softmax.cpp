@@ -15,20 +15,8 @@
 namespace tessera::rules {
 namespace {
 
-/// Every tensor and every output is sharded along the same dim, which is not the one worked along.
-void other_dim_rows(const OpCall& call, int axis, Rows& rows) {
-  const std::int64_t along = wrap_dim(call.named("dim").toInt(), call.tensor(0).dim());
-  for (const std::int64_t dim : sharded_dims(call, axis)) {
-    if (dim == along) continue;
-    Row row;
-    row.inputs.resize(call.tensors.size(), S(dim));
-    row.outputs.resize(static_cast<std::size_t>(call.num_outputs()), S(dim));
-    rows.push_back(std::move(row));
-  }
-}
-
 void softmax_rows(const OpCall& call, int axis, Rows& rows) {
-  const std::int64_t along = wrap_dim(call.named("dim").toInt(), call.tensor(0).dim());
+  const std::int64_t along = worked_dim(call);
   other_dim_rows(call, axis, rows);
   if (!contains(sharded_dims(call, axis), along)) return;
   Row row;
@@ -99,7 +87,7 @@ void compute_backward(const c10::OperatorHandle& op, const Decision& decision, c
 
 template <tensor::Compute Spread>
 void localise_softmax(const OpCall& call, Decision& decision) {
-  const std::int64_t along = wrap_dim(call.named("dim").toInt(), call.tensor(0).dim());
+  const std::int64_t along = worked_dim(call);
   const unsigned axes = axes_cutting(decision.inputs[0], along);
   if (axes == 0) return;
   decision.notes = {along, axes};

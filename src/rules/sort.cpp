@@ -6,17 +6,7 @@
 namespace tessera::rules {
 namespace {
 
-std::int64_t worked_dim(const OpCall& call) { return wrap_dim(call.named("dim").toInt(), call.tensor(0).dim()); }
-
-/// Every tensor and every output is sharded along the same dim, which is not the one worked along.
-void other_dim_rows(const OpCall& call, int axis, Rows& rows) {
-  const std::int64_t along = worked_dim(call);
-  for (const std::int64_t dim : sharded_dims(call, axis)) {
-    if (dim != along) add_uniform_row(call, rows, S(dim), S(dim));
-  }
-}
-
-/// The same for what is linear along the dim.
+/// Rows of scans that are linear along the dim.
 void linear_scan_rows(const OpCall& call, int axis, Rows& rows) {
   if (call.tensor(0).placements[axis] == P) add_row(call, rows, {P}, {P});
   other_dim_rows(call, axis, rows);

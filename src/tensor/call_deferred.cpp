@@ -21,7 +21,7 @@ at::Tensor unfilled(at::IntArrayRef sizes, const at::Tensor& like) {
 }
 
 /// Gives `target` the memory of `value`.
-void fill(const at::Tensor& target, const at::Tensor& value) {
+void copy_into(const at::Tensor& target, const at::Tensor& value) {
   const at::Tensor dense = value.contiguous();
   const bool exclusive = dense.storage().use_count() == 1 && dense.storage_offset() == 0;
   const at::Tensor own = exclusive ? dense : dense.clone();
@@ -41,7 +41,7 @@ struct LocalCall {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     op.callBoxed(arguments);
     for (std::size_t i = 0; i < outputs.size(); ++i) {
-      if (outputs[i].defined()) fill(outputs[i], arguments[arguments.size() - outputs.size() + i].toTensor());
+      if (outputs[i].defined()) copy_into(outputs[i], arguments[arguments.size() - outputs.size() + i].toTensor());
     }
   }
 };

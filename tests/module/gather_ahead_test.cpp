@@ -12,7 +12,6 @@ namespace {
 
 using at::Tensor;
 
-constexpr double kRounding = 1e-12;
 constexpr std::int64_t kEverything = std::int64_t{1} << 30;
 
 /// Layers of one size in an order that may change from step to step.
@@ -101,9 +100,9 @@ TEST(GatherAhead, trains_as_one_device_whatever_the_window_mesh_and_order) {
           }
           const auto found =
               train(chain, optimizer.get(), orders(), [&](const Tensor& x) { return shard_batch(mesh, x); });
-          for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], kRounding) << i;
+          for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], test::kRounding) << i;
           for (std::size_t i = 0; i < alone->parameters().size(); ++i) {
-            EXPECT_LE(test::difference(chain->parameters()[i], alone->parameters()[i]), kRounding) << i;
+            EXPECT_LE(test::difference(chain->parameters()[i], alone->parameters()[i]), test::kRounding) << i;
           }
         });
       }
@@ -222,7 +221,7 @@ void expect_changes_are_seen(const std::function<std::function<void()>(Chain& ch
       const auto place = [&](const Tensor& x) { return shard_batch(mesh, x); };
       // A barrier waits for everything that was started.
       const auto finish_gathers = [&] { mesh.everyone().barrier(); };
-      EXPECT_NEAR(train_with_changes(chain, place, finish_gathers, make_change(chain)), expected, kRounding);
+      EXPECT_NEAR(train_with_changes(chain, place, finish_gathers, make_change(chain)), expected, test::kRounding);
     });
   }
 }
@@ -288,7 +287,7 @@ TEST(GatherAhead, trains_as_one_device_in_the_order_of_a_pipeline_schedule) {
         if (in_backward) updates.emplace(apply_in_backward<FusedSgd>(chain->parameters(), options));
         train_steps(chain, in_backward ? nullptr : &optimizer, {.microbatches = 4});
         for (std::size_t i = 0; i < alone->parameters().size(); ++i) {
-          EXPECT_LE(test::difference(chain->parameters()[i], alone->parameters()[i]), kRounding) << i;
+          EXPECT_LE(test::difference(chain->parameters()[i], alone->parameters()[i]), test::kRounding) << i;
         }
       });
     }

@@ -4,6 +4,7 @@
 
 #include <torch/torch.h>
 
+#include "module/optimizer_maker.h"
 #include "support/ranks.h"
 #include "tessera/base/error.h"
 #include "tessera/module/distribute.h"
@@ -49,7 +50,8 @@ Plan tensor_parallel() {
   return plan;
 }
 
-using MakeOptimizer = std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<Tensor>)>;
+using test::maker;
+using test::MakeOptimizer;
 
 /// Parameters and losses after some steps.
 std::pair<std::vector<Tensor>, std::vector<double>> train(Block model, const MakeOptimizer& make,
@@ -79,11 +81,6 @@ void expect_same_training(const std::string& axes, const MakeOptimizer& make, do
     for (std::size_t i = 0; i < found.size(); ++i) EXPECT_TRUE(at::allclose(full(found[i]), expected[i], 1e-11, 1e-12));
     EXPECT_TRUE(replicated_fallbacks(mesh).empty()) << replicated_fallbacks(mesh).begin()->first;
   });
-}
-
-template <class Optimizer, class Options>
-MakeOptimizer maker(Options options) {
-  return [options](std::vector<Tensor> parameters) { return std::make_unique<Optimizer>(std::move(parameters), options); };
 }
 
 TEST(Module, TrainsAsOneDeviceUnderAdamW) {

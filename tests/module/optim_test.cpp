@@ -3,12 +3,14 @@
 #include <gtest/gtest.h>
 
 #include "module/models.h"
+#include "module/optimizer_maker.h"
 
 namespace tessera {
 namespace {
 
 using at::Tensor;
-using MakeOptimizer = std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<Tensor>)>;
+using test::maker;
+using test::MakeOptimizer;
 
 /// Replicate, Shard(0) and Shard(1) on every axis of three meshes, and both shards together.
 std::vector<test::Layout> every_placement() {
@@ -57,12 +59,6 @@ void expect_equal_on_every_placement(const MakeOptimizer& make) {
       }
     });
   }
-}
-
-template <class Optimizer, class Options>
-MakeOptimizer maker(const Options& options) {
-  return
-      [options](std::vector<Tensor> parameters) { return std::make_unique<Optimizer>(std::move(parameters), options); };
 }
 
 TEST(TorchOptim, AdamMatchesOneDevice) {

@@ -68,7 +68,7 @@ struct AwkwardNetImpl : torch::nn::Module {
 };
 TORCH_MODULE(AwkwardNet);
 
-Tensor batch() { return (torch::arange(8 * 12, torch::kDouble) * 0.13).cos().view({8, 12}); }
+Tensor some_batch() { return (torch::arange(8 * 12, torch::kDouble) * 0.13).cos().view({8, 12}); }
 
 AwkwardNet make_net(const Mesh& mesh, Plan plan, Recompute mode) {
   AwkwardNet net;
@@ -87,7 +87,7 @@ Training train(AwkwardNet& net, const Mesh& mesh) {
   Training run;
   for (int step = 0; step < 3; ++step) {
     optimizer.zero_grad();
-    const Tensor loss = net->forward(shard_batch(mesh, batch())).pow(2).mean();
+    const Tensor loss = net->forward(shard_batch(mesh, some_batch())).pow(2).mean();
     loss.backward();
     run.losses.push_back(full(loss.detach()));
     for (const Tensor& parameter : net->parameters()) run.gradients.push_back(full(parameter.grad()).clone());
@@ -146,7 +146,7 @@ TEST(Recompute, DrawsTheSameDropoutMaskAgain) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const auto gradient = [&](Recompute mode) {
       AwkwardNet net = make_net(mesh, Plan(), mode);
-      const Tensor loss = net->forward(shard_batch(mesh, batch())).pow(2).mean();
+      const Tensor loss = net->forward(shard_batch(mesh, some_batch())).pow(2).mean();
       (void)torch::rand_like(net->head->weight);  // others draw in between
       const RandomState before = random_state(mesh);
       loss.backward();
@@ -162,7 +162,7 @@ TEST(Recompute, KeepsWhatALaterBlockReadsFromTheSecondPassOn) {
     AwkwardNet net = make_net(mesh, Plan(), Recompute::kFull);
     const auto operators_in_forward = [&] {
       const std::int64_t before = recompute_counts(mesh).operators;
-      const Tensor loss = net->forward(shard_batch(mesh, batch())).sum();
+      const Tensor loss = net->forward(shard_batch(mesh, some_batch())).sum();
       const std::int64_t after = recompute_counts(mesh).operators;
       loss.backward();
       return after - before;
@@ -176,9 +176,9 @@ TEST(Recompute, MakesADroppedActivationAgainForWhoeverReadsIt) {
   test::on_mesh("tp=2", [](const Mesh& mesh) {
     const Plan plan = layouts()[1].plan;
     AwkwardNet expected = make_net(mesh, plan, Recompute::kNone);
-    (void)expected->forward(shard_batch(mesh, batch()));
+    (void)expected->forward(shard_batch(mesh, some_batch()));
     AwkwardNet net = make_net(mesh, plan, Recompute::kFull);
-    (void)net->forward(shard_batch(mesh, batch()));
+    (void)net->forward(shard_batch(mesh, some_batch()));
     const std::int64_t before = recompute_counts(mesh).operators;
     EXPECT_TRUE(at::equal(full(net->inner(1)), full(expected->inner(1))));
     EXPECT_GT(recompute_counts(mesh).operators, before);
@@ -189,8 +189,8 @@ TEST(Recompute, RefusesToMakeAgainWhatCameFromAParameterThatWasUpdated) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     AwkwardNet net = make_net(mesh, Plan(), Recompute::kFull);
     FusedAdamW optimizer(net->parameters(), torch::optim::AdamWOptions(0.01));
-    net->forward(shard_batch(mesh, batch())).sum().backward();
-    (void)net->forward(shard_batch(mesh, batch()));
+    net->forward(shard_batch(mesh, some_batch())).sum().backward();
+    (void)net->forward(shard_batch(mesh, some_batch()));
     optimizer.step();
     try {
       (void)full(net->inner(1));
@@ -206,8 +206,8 @@ TEST(Recompute, LeavesForwardWithoutGradientsAlone) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     AwkwardNet net = make_net(mesh, Plan(), Recompute::kFull);
     const at::NoGradGuard no_grad;
-    (void)net->forward(shard_batch(mesh, batch()));
-    (void)net->forward(shard_batch(mesh, batch()));
+    (void)net->forward(shard_batch(mesh, some_batch()));
+    (void)net->forward(shard_batch(mesh, some_batch()));
     EXPECT_EQ(recompute_counts(mesh), RecomputeCounts{});
   });
 }
@@ -217,7 +217,7 @@ TEST(Recompute, GivesSecondDerivatives) {
     const auto penalty = [&](Recompute mode) {
       AwkwardNet net = make_net(mesh, Plan(), mode);
       net->eval();
-      const Tensor loss = net->forward(shard_batch(mesh, batch())).pow(2).mean();
+      const Tensor loss = net->forward(shard_batch(mesh, some_batch())).pow(2).mean();
       const auto gradients = torch::autograd::grad({loss}, {net->head->weight}, {}, true, /*create_graph=*/true);
       gradients[0].pow(2).sum().backward();
       return full(net->parameters()[0].grad()).clone();
@@ -230,7 +230,7 @@ TEST(Recompute, KeepsItsGraphForASecondBackward) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {
     const auto twice = [&](Recompute mode) {
       AwkwardNet net = make_net(mesh, Plan(), mode);
-      const Tensor loss = net->forward(shard_batch(mesh, batch())).pow(2).mean();
+      const Tensor loss = net->forward(shard_batch(mesh, some_batch())).pow(2).mean();
       loss.backward({}, /*retain_graph=*/true);
       loss.backward();
       return full(net->parameters()[0].grad()).clone();

@@ -8,22 +8,19 @@
 #include <algorithm>
 
 namespace tessera::train {
-namespace {
-
-struct Count final : c10::MemoryReportingInfoBase {
-  void reportMemoryUsage(void*, std::int64_t size, std::size_t, std::size_t, c10::Device) override {
-    allocated += size;
-    peak = std::max(peak, allocated);
-  }
-  [[nodiscard]] bool memoryProfilingEnabled() const override { return true; }
-
-  std::int64_t allocated = 0;
-  std::int64_t peak = 0;
-};
-
-}  // namespace
 
 struct MemoryMeter::State {
+  struct Count final : c10::MemoryReportingInfoBase {
+    void reportMemoryUsage(void*, std::int64_t size, std::size_t, std::size_t, c10::Device) override {
+      allocated += size;
+      peak = std::max(peak, allocated);
+    }
+    [[nodiscard]] bool memoryProfilingEnabled() const override { return true; }
+
+    std::int64_t allocated = 0;
+    std::int64_t peak = 0;
+  };
+
   std::shared_ptr<Count> count = std::make_shared<Count>();
   c10::DebugInfoGuard guard{c10::DebugInfoKind::PROFILER_STATE, count};
 };

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::int64_t kGroups = 4;
 
-torch::nn::GroupNorm make_norm(std::int64_t channels) {
+torch::nn::GroupNorm group_norm(std::int64_t channels) {
   return torch::nn::GroupNorm(torch::nn::GroupNormOptions(kGroups, channels));
 }
 
@@ -17,7 +17,7 @@ torch::nn::GroupNorm make_norm(std::int64_t channels) {
 struct CnnStem : torch::nn::Module {
   explicit CnnStem(std::int64_t channels)
       : conv(register_module("conv", make_conv(1, channels, 3, 1))),
-        norm(register_module("norm", make_norm(channels))) {}
+        norm(register_module("norm", group_norm(channels))) {}
 
   torch::Tensor forward(const torch::Tensor& x) { return torch::relu(norm(conv(x))); }
 
@@ -29,9 +29,9 @@ struct CnnStem : torch::nn::Module {
 struct CnnBlock : torch::nn::Module {
   CnnBlock(std::int64_t inputs, std::int64_t outputs, std::int64_t stride)
       : conv1(register_module("conv1", make_conv(inputs, outputs, 3, stride))),
-        norm1(register_module("norm1", make_norm(outputs))),
+        norm1(register_module("norm1", group_norm(outputs))),
         conv2(register_module("conv2", make_conv(outputs, outputs, 3, 1))),
-        norm2(register_module("norm2", make_norm(outputs))) {
+        norm2(register_module("norm2", group_norm(outputs))) {
     if (stride != 1 || inputs != outputs) skip = register_module("skip", make_conv(inputs, outputs, 1, stride));
   }
 

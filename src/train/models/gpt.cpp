@@ -9,7 +9,7 @@
 namespace tessera::train {
 namespace {
 
-torch::nn::LayerNorm make_norm(std::int64_t hidden) {
+torch::nn::LayerNorm layer_norm(std::int64_t hidden) {
   return torch::nn::LayerNorm(torch::nn::LayerNormOptions({hidden}));
 }
 
@@ -37,10 +37,10 @@ struct GptBlock : torch::nn::Module {
   explicit GptBlock(const GptOptions& options)
       : heads(options.heads),
         head_dim(options.hidden / options.heads),
-        ln1(register_module("ln1", make_norm(options.hidden))),
+        ln1(register_module("ln1", layer_norm(options.hidden))),
         qkv(register_module("qkv", torch::nn::Linear(options.hidden, 3 * options.hidden))),
         proj(register_module("proj", torch::nn::Linear(options.hidden, options.hidden))),
-        ln2(register_module("ln2", make_norm(options.hidden))),
+        ln2(register_module("ln2", layer_norm(options.hidden))),
         up(register_module("up", torch::nn::Linear(options.hidden, options.ffn))),
         down(register_module("down", torch::nn::Linear(options.ffn, options.hidden))),
         dropout(options.dropout) {}
@@ -76,7 +76,7 @@ struct GptBlock : torch::nn::Module {
 // [B, T, D] -> logits [B, T, V]: final norm, then a projection without bias.
 struct GptHead : torch::nn::Module {
   explicit GptHead(const GptOptions& options)
-      : norm(register_module("norm", make_norm(options.hidden))),
+      : norm(register_module("norm", layer_norm(options.hidden))),
         out(register_module("out",
                             torch::nn::Linear(torch::nn::LinearOptions(options.hidden, options.vocab).bias(false)))) {}
 
@@ -90,7 +90,7 @@ struct GptHead : torch::nn::Module {
 // listed, and so updated, twice.
 struct GptTiedHead : torch::nn::Module {
   GptTiedHead(const GptOptions& options, torch::Tensor shared)
-      : norm(register_module("norm", make_norm(options.hidden))), shared_weight(std::move(shared)) {}
+      : norm(register_module("norm", layer_norm(options.hidden))), shared_weight(std::move(shared)) {}
 
   torch::Tensor forward(const torch::Tensor& x_BTD) { return torch::linear(norm(x_BTD), shared_weight); }
 
