@@ -133,12 +133,25 @@ TEST(LocalJob, KillsRanksThatIgnoreTheRequestToEnd) {
   EXPECT_EQ(result.first_failure->rank, 0);
 }
 
+/// What is spawned meanwhile heeds SIGINT, though a shell may have started these tests in the background, with it ignored.
+class HeedingInterrupts {
+ public:
+  HeedingInterrupts() : before_(std::signal(SIGINT, SIG_DFL)) {}
+  ~HeedingInterrupts() { std::signal(SIGINT, before_); }
+  HeedingInterrupts(const HeedingInterrupts&) = delete;
+  HeedingInterrupts& operator=(const HeedingInterrupts&) = delete;
+
+ private:
+  void (*before_)(int);
+};
+
 /// The launcher as a process of its own, so that it can be signalled.
 struct OwnLauncher {
-  explicit OwnLauncher(const std::string& folder) {
+  explicit OwnLauncher(const std::string& folder, const std::string& mode = "sleep") {
+    const HeedingInterrupts heeding;
     auto environment = detail::current_environment();
     process = detail::spawn({.program = TESSERA_RANK_PROGRAM,
-                             .arguments = {TESSERA_RANK_PROGRAM, "sleep", "-1", folder, "--nproc", "3"},
+                             .arguments = {TESSERA_RANK_PROGRAM, mode, "-1", folder, "--nproc", "3"},
                              .environment = std::move(environment),
                              .inherited = {}});
   }
@@ -165,6 +178,20 @@ TEST(LocalJob, AnInterruptReachesEveryRankAndExitsWith130On3Ranks) {
     EXPECT_EQ(end->signal, 0);
     expect_nobody_left(folder.path(), 3);
   }
+}
+
+TEST(LocalJob, ASecondInterruptEndsRanksThatIgnoreTheFirstOn3Ranks) {
+  const TemporaryFolder folder;
+  OwnLauncher launcher(folder.path(), "stubborn");
+  ASSERT_TRUE(eventually([&] { return pids_in(folder.path()).size() == 3; }));
+  ::kill(launcher.process.pid(), SIGINT);
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  EXPECT_FALSE(launcher.process.poll_end().has_value()) << "a first interrupt lets ranks finish";
+  ::kill(launcher.process.pid(), SIGINT);
+  std::optional<detail::ProcessEnd> end;
+  EXPECT_TRUE(eventually([&] { return (end = launcher.process.poll_end()).has_value(); }));
+  EXPECT_EQ(end->exit_code, 130);
+  expect_nobody_left(folder.path(), 3);
 }
 
 TEST(RankEnvironmentOfAJob, ReplacesAnOuterLaunchersIdentity) {

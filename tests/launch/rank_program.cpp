@@ -69,9 +69,10 @@ int run(int argc, char** argv) {
   const Ranks ranks = tessera::launch(argc, argv, options);
   mode = mode_of(argc, argv);  // launch's own flags may have stood in front
   bad_rank = bad_rank_of(argc, argv);
+  if (mode == "stubborn") std::signal(SIGINT, SIG_IGN);
   if (argc > 3) leave_pid(argv[3]);
   if (mode == "config") throw tessera::ConfigError("heads=12 cannot be split over tp=8; choose a tp that divides 12");
-  if (mode == "sleep") std::this_thread::sleep_for(std::chrono::minutes(10));
+  if (mode == "sleep" || mode == "stubborn") std::this_thread::sleep_for(std::chrono::minutes(10));
   if (mode == "arguments")
     fmt::print("argc={} last={} rank={} of {}\n", argc, argv[argc - 1], ranks.rank(), ranks.size());
   if (mode == "source") fmt::print("{} {}\n", tessera::launcher::name_of(ranks.source()), ranks.world()->transport());
