@@ -3,13 +3,14 @@
 #
 #   TESSERA_TORCH=/path/to/torch   build against this LibTorch
 #   BENCH_FLAGS=--quick            see tools/bench.py --help
+#   MUTANTS_FLAGS="--count 20"     see tools/mutants.py --help
 #   JOBS=2                         compilers and tests at once; each compiler needs about 2 GB
 JOBS ?= 2
 PRESET ?= release
 TESSERA_TORCH ?=
 export TESSERA_TORCH
 
-.PHONY: help setup build demo test bench format clean
+.PHONY: help setup configure build demo test bench mutants format clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -18,11 +19,14 @@ help: ## this list
 setup: ## brings packages, LibTorch and the digits data set, where they are missing
 	@tools/setup.sh
 
-build: setup ## build/release/bin/tessera, libtessera, tests and examples
+configure: setup
 	@cmake --preset $(PRESET) $(if $(TESSERA_TORCH),-DTESSERA_TORCH="$(TESSERA_TORCH)")
+
+build: configure ## build/release/bin/tessera, libtessera, tests and examples
 	@cmake --build --preset $(PRESET) -j $(JOBS)
 
-demo: build ## trains a small model on several local ranks
+demo: configure ## trains a small model on several local ranks; builds the program alone
+	@cmake --build --preset $(PRESET) -j $(JOBS) --target tessera_cli
 	@tools/demo.sh
 
 test: build ## every test but those that need a GPU
@@ -30,6 +34,9 @@ test: build ## every test but those that need a GPU
 
 bench: build ## measurements, beside PyTorch and MPI where TESSERA_PEERS names them
 	@tools/bench.sh $(BENCH_FLAGS)
+
+mutants: setup ## seeds 150 small mistakes, one by one, and asks the tests to notice them; hours
+	@python3 tools/mutants.py --jobs $(JOBS) $(MUTANTS_FLAGS)
 
 format: ## formats every tracked C++ file with the pinned clang-format
 	@tools/format.sh
