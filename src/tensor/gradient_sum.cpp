@@ -45,6 +45,7 @@ void own_memory(const at::Tensor& sum) {
   MeshStorage& storage = storage_of(sum);
   const at::Tensor& local = storage.local();
   storage.is_view = false;
+  storage.is_view_of_copy = false;
   storage.family.reset();
   if (local.is_meta() || (local.use_count() == 1 && local.storage().use_count() == 1)) return;
   storage.replace(local.clone(), storage.placements());
