@@ -19,7 +19,7 @@ train::Session make_session(const train::TrainConfig& config, const std::shared_
   check<ConfigError>(mesh || config.plan.recompute == "none",
                      "recompute = \"{}\" without a mesh: plain tensors keep their activations; add --mesh dp=1",
                      config.plan.recompute);
-  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  const train::Workload shape = train::make_workload_shape(config.model);
   const auto data = std::make_shared<const train::Dataset>(
       train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));
   train::Session session(config, data, mesh, options);

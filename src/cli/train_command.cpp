@@ -116,6 +116,7 @@ Command add_train(CLI::App& app, const Invocation& invocation) {
     }
     const std::vector<Axis> axes = axes_of(config, launched_ranks());
     train::check_fits(config, axes);
+    train::MemoryMeter::remember_sizes();
     return run_ranks({count_ranks(axes), invocation.words, *flags, config},
                      [&](const std::shared_ptr<comm::World>& world) { train_rank(*flags, config, world); });
   };

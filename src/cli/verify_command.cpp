@@ -44,7 +44,7 @@ int parse_all(const std::string& text) {
 
 /// Meshes to try: those the model allows among all of up to N ranks, or the configured one.
 std::vector<std::vector<Axis>> chosen_meshes(const VerifyFlags& flags, const train::TrainConfig& config) {
-  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  const train::Workload shape = train::make_workload_shape(config.model);
   const auto check_mesh = [&](const std::vector<Axis>& axes) {
     train::check_fits(config, axes, /*uneven_batches=*/true);
     (void)train::plan_of(config, shape, axes);
@@ -81,7 +81,7 @@ Reference run_one_device(train::TrainConfig config) {
   comm::detail::settle_vector_math();
   // Of single precision, ten bits are otherwise rounded away in convolutions on a GPU.
   at::globalContext().setAllowTF32CuDNN(false);
-  const train::Workload shape = train::make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  const train::Workload shape = train::make_workload_shape(config.model);
   Reference reference;
   reference.data = std::make_shared<const train::Dataset>(
       train::load_dataset(config.data, shape.input, static_cast<std::uint64_t>(config.seed)));

@@ -96,26 +96,32 @@ Batch sample_batch(const TrainConfig& config, const Dataset& data, const Mesh& m
   return {batch.input.to(mesh.device()), batch.target.to(mesh.device())};
 }
 
-/// Measured where stages are to be balanced by it.
-std::vector<PartCost> costs_of(const TrainConfig& config, const Workload& workload, const Dataset& data,
-                               const Mesh& mesh) {
+/// Measured where stages are to be balanced by it, on a model that each rank has whole meanwhile.
+std::vector<PartCost> costs_of(const TrainConfig& config, const Dataset& data, const Mesh& mesh) {
   if (config.plan.balance == "parameters" || size_of(mesh.axes(), "pp") == 1) return {};
   std::optional<Autocast> autocast;
   if (const auto dtype = autocast_dtype(config.precision)) autocast.emplace(mesh.device().type(), *dtype);
+  const Workload workload = make_workload(config.model, static_cast<std::uint64_t>(config.seed));
+  workload.module->to(mesh.device(), dtype_of(config.precision));
   std::vector<PartCost> costs = measure_parts(workload, sample_batch(config, data, mesh));
   agree_on_costs(costs, mesh);
   return costs;
 }
 
 Workload prepared_workload(const TrainConfig& config, const Dataset& data, const std::optional<Mesh>& mesh) {
-  Workload workload = make_workload(config.model, static_cast<std::uint64_t>(config.seed));
-  if (!config.weights.empty()) load_weights(*workload.module, config.weights);
-  const c10::Device device = mesh ? mesh->device() : c10::Device(config.device);
-  workload.module->to(device, dtype_of(config.precision));
+  const auto seed = static_cast<std::uint64_t>(config.seed);
+  const at::ScalarType dtype = dtype_of(config.precision);
+  Workload workload;
   if (mesh) {
-    const std::vector<PartCost> costs = costs_of(config, workload, data, *mesh);
-    distribute(*workload.module, *mesh, plan_of(config, workload, mesh->axes(), costs));
+    const std::vector<PartCost> costs = costs_of(config, data, *mesh);
+    workload = build_workload(config.model, seed, dtype, *mesh, [&](const Workload& shape) {
+      return plan_of(config, shape, mesh->axes(), costs);
+    });
+  } else {
+    workload = make_workload(config.model, seed);
+    workload.module->to(c10::Device(config.device), dtype);
   }
+  if (!config.weights.empty()) load_weights(*workload.module, config.weights, at::kFloat);
   return workload;
 }
 

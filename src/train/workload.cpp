@@ -8,6 +8,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/base/text.h"
+#include "tessera/module/build.h"
 #include "train/models/common.h"
 #include "train/names.h"
 
@@ -52,6 +53,27 @@ void initialise(const ModelParts& parts, const ModelConfig& config, std::uint64_
   }
 }
 
+ModelParts make_parts(const ModelConfig& config) {
+  const auto* row = find_model(config.name);
+  if (row == nullptr) {
+    throw ConfigError(fmt::format("model.name = \"{}\"; allowed: {}; did you mean \"{}\"?", config.name,
+                                  fmt::join(model_names(), ", "), base::nearest_word(config.name, model_names())));
+  }
+  return row->make(config);
+}
+
+Workload workload_of(const ModelParts& parts) {
+  auto sequence = parts.module;
+  return {.module = sequence.ptr(),
+          .held = parts.held,
+          .forward = [sequence](const torch::Tensor& input) mutable { return sequence->forward(input); },
+          .loss = mean_cross_entropy,
+          .input = parts.input,
+          .metric = parts.metric,
+          .unit = parts.unit,
+          .units_per_sample = parts.units_per_sample};
+}
+
 }  // namespace
 
 const std::vector<std::string>& model_names() {
@@ -76,22 +98,27 @@ double he_std(const std::string& /*name*/, const torch::Tensor& parameter, const
 }
 
 Workload make_workload(const ModelConfig& config, std::uint64_t seed) {
-  const auto* row = find_model(config.name);
-  if (row == nullptr) {
-    throw ConfigError(fmt::format("model.name = \"{}\"; allowed: {}; did you mean \"{}\"?", config.name,
-                                  fmt::join(model_names(), ", "), base::nearest_word(config.name, model_names())));
-  }
-  const auto parts = row->make(config);
+  const ModelParts parts = make_parts(config);
   initialise(parts, config, seed);
-  auto sequence = parts.module;
-  return {.module = sequence.ptr(),
-          .held = parts.held,
-          .forward = [sequence](const torch::Tensor& input) mutable { return sequence->forward(input); },
-          .loss = mean_cross_entropy,
-          .input = parts.input,
-          .metric = parts.metric,
-          .unit = parts.unit,
-          .units_per_sample = parts.units_per_sample};
+  return workload_of(parts);
+}
+
+Workload make_workload_shape(const ModelConfig& config) {
+  const module::Recording without_memory;
+  return workload_of(make_parts(config));
+}
+
+Workload build_workload(const ModelConfig& config, std::uint64_t seed, at::ScalarType dtype, const Mesh& mesh,
+                        const std::function<Plan(const Workload&)>& plan) {
+  ModelParts parts;
+  const auto make = [&] {
+    parts = make_parts(config);
+    parts.module->to(dtype);
+    return parts.module.ptr();
+  };
+  (void)build(mesh, [&](const torch::nn::Module&) { return plan(workload_of(parts)); }, make);
+  initialise(parts, config, seed);
+  return workload_of(parts);
 }
 
 torch::Tensor mean_cross_entropy(const torch::Tensor& logits, const torch::Tensor& target) {

@@ -84,6 +84,11 @@ class Train(unittest.TestCase):
             again = run("train", str(out / "config.toml"), "--json", "-")
             self.assertEqual(json_lines(again.stdout)[-1]["losses"], losses)
 
+    def test_says_only_what_its_user_can_act_on(self):
+        result = run("train", *TINY_GPT, "--steps", "2", "--mesh", "dp=2")
+        for line in result.stderr.splitlines():
+            self.assertRegex(line, r"^(tessera: |step \d|\d+ parameters)")
+
     def test_leaves_no_memory_file_or_process_behind(self):
         before = set(os.listdir("/dev/shm"))
         self.losses("--mesh", "dp=2")

@@ -27,7 +27,7 @@ TrainConfig gpt_config(int zero, const std::string& mesh) {
 }
 
 std::shared_ptr<const Dataset> data_of(const TrainConfig& config) {
-  const Workload shape = make_workload(config.model, 0);
+  const Workload shape = make_workload_shape(config.model);
   return std::make_shared<const Dataset>(load_dataset(config.data, shape.input, 0));
 }
 
@@ -69,6 +69,25 @@ INSTANTIATE_TEST_SUITE_P(Stages, ZeroMemory,
                          ::testing::Values(ResidentCase{0, 4, 4, 4}, ResidentCase{1, 4, 4, 1}, ResidentCase{2, 4, 1, 1},
                                            ResidentCase{3, 1, 1, 1}),
                          [](const auto& stage) { return "Zero" + std::to_string(stage.param.zero); });
+
+TEST(ZeroMemory, OfAModelTwiceWhatARankHasSufficesToBuildAndTrainItOn8Ranks) {
+  TrainConfig config = gpt_config(3, "dp_shard=8");
+  config.model.hidden = 128;
+  config.model.layers = 6;
+  config.model.seq_len = 4;
+  config.optimizer.name = "sgd";
+  config.precision = "fp64";
+  const auto data = data_of(config);
+  test::on_mesh("dp_shard=8", [&](const Mesh& mesh) {
+    Session session(config, data, mesh, {.count_memory = true});
+    const std::int64_t half = 8 * count_parameters(*session.workload().module) / 2;
+    EXPECT_LT(session.memory()->peak_bytes(), half) << "while it was built";
+    session.memory()->reset_peak();
+    (void)session.forward_backward(0).item<double>();
+    session.update();
+    EXPECT_LT(session.memory()->peak_bytes(), half) << "in a step";
+  });
+}
 
 struct Held {
   std::int64_t resident_bytes = 0;
@@ -129,7 +148,7 @@ TEST(ZeroTraffic, OfStages1And2IsAReductionAndOneGather) {
 
 TEST(ZeroTraffic, OfStage3IsAGatherForForwardOneForBackwardAndAReduceScatter) {
   const TrainConfig config = gpt_config(3, "");
-  const Workload shape = make_workload(config.model, 0);
+  const Workload shape = make_workload_shape(config.model);
   // Backward needs weights of products and norms, not embeddings or biases of products.
   std::int64_t gathered_once = 0;
   std::int64_t all = 0;

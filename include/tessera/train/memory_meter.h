@@ -24,6 +24,10 @@ class MemoryMeter {
   [[nodiscard]] std::int64_t peak_bytes() const noexcept;
   void reset_peak() noexcept;
 
+  /// Has LibTorch remember the size of all memory from now on, of every thread. Else freeing memory from before a meter was
+  /// made lets its allocator print a warning. Called once, by a program that will count.
+  static void remember_sizes() noexcept;
+
  private:
   struct State;
   std::unique_ptr<State> state_;

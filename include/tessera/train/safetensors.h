@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -59,9 +60,11 @@ void write_safetensors(const std::vector<NamedTensor>& tensors, const std::files
 
 /// Reads the tensors of a file into the parameters of the same names. All or nothing: no parameter is written unless
 /// all fit. Of parameters on a mesh each rank reads its shards and nothing else, so that it never holds one whole.
-/// Order   before the module changes its dtype or takes its first step; not collective
+/// `stored_dtype` is the one that the file must have, and that values are converted from; none: that of the parameters.
+/// Order   before the module takes its first step; not collective
 /// Throws  FileError listing the first ten missing or extra names and differing shapes or dtypes, and their count
-void load_weights(torch::nn::Module& module, const std::filesystem::path& path);
+void load_weights(torch::nn::Module& module, const std::filesystem::path& path,
+                  std::optional<at::ScalarType> stored_dtype = {});
 
 /// Writes named tensors, each a full (not sharded) value.
 void save_weights(const std::vector<NamedTensor>& tensors, const std::filesystem::path& path);

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "tessera/mesh/mesh.h"
+#include "tessera/module/plan.h"
 #include "tessera/train/config.h"
 
 namespace tessera::train {
@@ -58,6 +60,15 @@ struct Workload {
 /// Builds the model on the CPU in float32 and fills its parameters: a pure function of `config` and `seed`.
 /// Throws ConfigError if the name is unknown or the sizes do not fit together.
 [[nodiscard]] Workload make_workload(const ModelConfig& config, std::uint64_t seed);
+
+/// The same without memory: parameters have names and sizes, and no values.
+[[nodiscard]] Workload make_workload_shape(const ModelConfig& config);
+
+/// The same on `mesh`, where the plan puts its parameters, in `dtype`. No rank holds more than its shards and one whole
+/// parameter at a time. `plan` is asked once, with the model without memory.
+/// Order   collective; draws from the mesh's generator
+[[nodiscard]] Workload build_workload(const ModelConfig& config, std::uint64_t seed, at::ScalarType dtype,
+                                      const Mesh& mesh, const std::function<Plan(const Workload&)>& plan);
 
 /// The source that `data.source = ""` stands for: "digits", or "text" for a model of tokens.
 [[nodiscard]] std::string default_source(const InputSpec& input);

@@ -3,6 +3,7 @@
 #include "tessera/train/memory_meter.h"
 
 #include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <algorithm>
@@ -30,5 +31,6 @@ MemoryMeter::~MemoryMeter() = default;
 std::int64_t MemoryMeter::allocated_bytes() const noexcept { return state_->count->allocated; }
 std::int64_t MemoryMeter::peak_bytes() const noexcept { return state_->count->peak; }
 void MemoryMeter::reset_peak() noexcept { state_->count->peak = state_->count->allocated; }
+void MemoryMeter::remember_sizes() noexcept { FLAGS_caffe2_report_cpu_memory_usage = true; }
 
 }  // namespace tessera::train

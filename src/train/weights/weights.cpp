@@ -5,6 +5,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/tensor/mesh_tensor.h"
+#include "tessera/tensor/stages.h"
 #include "tessera/train/safetensors.h"
 #include "train/weights/dtypes.h"
 #include "train/weights/file.h"
@@ -13,14 +14,13 @@ namespace tessera::train {
 namespace {
 
 // What keeps `tensor` from filling `parameter`; empty if nothing does.
-std::string difference(const TensorEntry& entry, const torch::Tensor& parameter) {
+std::string difference(const TensorEntry& entry, const torch::Tensor& parameter, at::ScalarType stored) {
   if (parameter.sizes() != at::IntArrayRef(entry.shape)) {
     return fmt::format("{}: shape [{}] in the file, [{}] in the model", entry.name, fmt::join(entry.shape, ", "),
                        fmt::join(parameter.sizes(), ", "));
   }
-  if (entry.dtype != parameter.scalar_type()) {
-    return fmt::format("{}: {} in the file, {} in the model", entry.name, dtype_name(entry.dtype),
-                       dtype_name(parameter.scalar_type()));
+  if (entry.dtype != stored) {
+    return fmt::format("{}: {} in the file, {} in the model", entry.name, dtype_name(entry.dtype), dtype_name(stored));
   }
   return {};
 }
@@ -31,6 +31,18 @@ tensor::Box part_of(const torch::Tensor& parameter) {
   return tensor::Box::of(parameter.sizes(), placements(parameter), mesh_of(parameter));
 }
 
+void read_part(const WeightsFile& file, const TensorEntry& entry, const torch::Tensor& parameter) {
+  if (is_mesh_tensor(parameter) && !is_here(parameter)) return;
+  at::Tensor mine = local(parameter).detach();
+  if (entry.dtype == mine.scalar_type()) {
+    file.read(entry, part_of(parameter), mine);
+    return;
+  }
+  const at::Tensor stored = at::empty(mine.sizes(), mine.options().dtype(entry.dtype));
+  file.read(entry, part_of(parameter), stored);
+  mine.copy_(stored);
+}
+
 }  // namespace
 
 std::vector<NamedTensor> named_parameters(const torch::nn::Module& module) {
@@ -39,7 +51,8 @@ std::vector<NamedTensor> named_parameters(const torch::nn::Module& module) {
   return tensors;
 }
 
-void load_weights(torch::nn::Module& module, const std::filesystem::path& path) {
+void load_weights(torch::nn::Module& module, const std::filesystem::path& path,
+                  std::optional<at::ScalarType> stored_dtype) {
   const WeightsFile file(path);
   std::map<std::string, const TensorEntry*> stored;
   for (const auto& entry : file.tensors()) stored.emplace(entry.name, &entry);
@@ -52,7 +65,8 @@ void load_weights(torch::nn::Module& module, const std::filesystem::path& path) 
       problems.push_back(fmt::format("{}: missing in the file", name));
       continue;
     }
-    if (auto problem = difference(*found->second, parameter); !problem.empty()) problems.push_back(problem);
+    const at::ScalarType dtype = stored_dtype.value_or(parameter.scalar_type());
+    if (auto problem = difference(*found->second, parameter, dtype); !problem.empty()) problems.push_back(problem);
     reads.emplace_back(parameter, found->second);
     stored.erase(found);
   }
@@ -65,7 +79,7 @@ void load_weights(torch::nn::Module& module, const std::filesystem::path& path) 
                                 fmt::join(problems, "; "), count > kMaxListed ? "; ..." : ""));
   }
   const torch::NoGradGuard no_grad;
-  for (const auto& [parameter, entry] : reads) file.read(*entry, part_of(parameter), local(parameter).detach());
+  for (const auto& [parameter, entry] : reads) read_part(file, *entry, parameter);
 }
 
 void save_weights(const std::vector<NamedTensor>& tensors, const std::filesystem::path& path) {
