@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention that drops probabilities: its fused kernels draw from the device's generator, so it runs in its plain form,
-// whose dropout draws as every other on a mesh.
+// Which kernel attention takes. Where it drops probabilities: fused kernels draw from the device's generator, so it
+// runs in its plain form, whose dropout draws as every other on a mesh.
 #include <ATen/ops/_fused_sdp_choice.h>
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/scaled_dot_product_attention_native.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -24,8 +25,22 @@ OptionalTensor additive(const OptionalTensor& mask, const at::Tensor& query) {
       .masked_fill(mask->logical_not(), -std::numeric_limits<double>::infinity());
 }
 
-/// LibTorch settles at its first choice of a GPU's kernel in which order it prefers them, and threads that come meanwhile
-/// choose by another order: ranks would call different operators.
+/// The choice of a kernel looks at no data: all ranks choose by what one device would see.
+at::Tensor seen(const at::Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  const at::Tensor result = at::empty({0}, tensor.options());
+  result.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides());
+  return at::Tensor(result).requires_grad_(tensor.requires_grad());
+}
+
+std::int64_t choice(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const OptionalTensor& mask,
+                    double dropout_p, bool is_causal, std::optional<double> scale, bool enable_gqa) {
+  const OptionalTensor seen_mask = mask ? OptionalTensor(seen(*mask)) : std::nullopt;
+  return at::_fused_sdp_choice(seen(query), seen(key), seen(value), seen_mask, dropout_p, is_causal, scale, enable_gqa);
+}
+
+/// LibTorch settles at its first choice of a GPU's kernel in which order it prefers them, and threads that come
+/// meanwhile choose by another order: ranks would call different operators.
 void settle_kernel_order(c10::Device device) {
   if (!device.is_cuda()) return;
   static std::once_flag once;
@@ -49,6 +64,9 @@ at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::T
 
 }  // namespace
 
-void add_attention_composites(torch::Library& library) { library.impl("scaled_dot_product_attention", attention); }
+void add_attention_composites(torch::Library& library) {
+  library.impl("scaled_dot_product_attention", attention);
+  library.impl("_fused_sdp_choice", choice);
+}
 
 }  // namespace tessera::rules
