@@ -94,7 +94,7 @@ void train_rank(const JobFlags& flags, const train::TrainConfig& config, const s
   }
   if (!config.dump_weights.empty()) {
     const auto tensors = train::full_parameters(session);
-    if (reports) train::save_weights(tensors, config.dump_weights);
+    if (reports) checkpoint::save_weights(tensors, config.dump_weights);
   }
 }
 

@@ -2,6 +2,8 @@
 // One rank's training run.
 #include "tessera/train/session.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+
 #include <algorithm>
 #include <functional>
 
@@ -14,7 +16,7 @@
 #include "tessera/pipeline/step.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/random.h"
-#include "tessera/train/safetensors.h"
+#include "tessera/checkpoint/safetensors.h"
 
 namespace tessera::train {
 namespace {
@@ -121,7 +123,7 @@ Workload prepared_workload(const TrainConfig& config, const Dataset& data, const
     workload = make_workload(config.model, seed);
     workload.module->to(c10::Device(config.device), dtype);
   }
-  if (!config.weights.empty()) load_weights(*workload.module, config.weights, at::kFloat);
+  if (!config.weights.empty()) checkpoint::load_weights(*workload.module, config.weights, at::kFloat);
   return workload;
 }
 
@@ -300,6 +302,17 @@ EvalRecord Session::evaluate(std::int64_t step_index) {
 
 std::vector<std::vector<pipeline::TracedAction>> Session::trace() const {
   return mesh_ ? pipeline::gather_trace(*mesh_, trace_) : std::vector<std::vector<pipeline::TracedAction>>{trace_};
+}
+
+void Session::add_to(State& state) {
+  state.add("model", *workload_.module).add("optimizer", *optimizer_).add("scaler", scaler_);
+  if (mesh_) {
+    state.add("random", *mesh_);
+    return;
+  }
+  plain_random_.seed = static_cast<std::uint64_t>(config_.seed);
+  state.add("random.seed", plain_random_.seed).add("random.num_draws", plain_random_.num_draws);
+  if (config_.model.dropout > 0) state.add("generator", at::detail::getDefaultCPUGenerator());
 }
 
 verify::Subject Session::subject() {

@@ -62,7 +62,8 @@ SummaryRecord train(Session& session, const TrainConfig& config, const Sinks& si
   std::vector<double> times;
   const std::int64_t steps = session.num_steps();
   const bool evaluates = session.num_held_out() > 0;
-  for (std::int64_t index = 0; index < steps; ++index) {
+  bool goes_on = true;
+  for (std::int64_t index = options.first_step; index < steps && goes_on; ++index) {
     const StepRecord record = run_step(session, config, options, index);
     check<Error>(std::isfinite(record.loss), "loss at step {} is {}; lower optimizer.lr = {} or set optimizer.clip",
                  index, record.loss, config.optimizer.lr);
@@ -72,6 +73,7 @@ SummaryRecord train(Session& session, const TrainConfig& config, const Sinks& si
     const bool last = index + 1 == steps;
     const bool due = config.eval_every > 0 && (index + 1) % config.eval_every == 0;
     if (evaluates && (last || due)) evaluate(session, index + 1, sinks);
+    goes_on = !options.after_step || options.after_step(index + 1);
   }
   const std::vector<double> timed = after_warmup(times, options.warmup_steps);
   summary.world = session.mesh() ? session.mesh()->size() : 1;
@@ -91,8 +93,8 @@ SummaryRecord train(Session& session, const TrainConfig& config, const Sinks& si
   return summary;
 }
 
-std::vector<NamedTensor> full_parameters(const Session& session) {
-  std::vector<NamedTensor> tensors;
+std::vector<checkpoint::NamedTensor> full_parameters(const Session& session) {
+  std::vector<checkpoint::NamedTensor> tensors;
   for (const auto& item : session.workload().module->named_parameters()) {
     tensors.push_back({item.key(), full(item.value()).detach()});
   }

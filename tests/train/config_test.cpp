@@ -9,10 +9,13 @@
 #include <set>
 
 #include "tessera/base/error.h"
-#include "train/temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace tessera::train {
 namespace {
+
+using test::message_of;
+using test::TemporaryFolder;
 
 TEST(ConfigReader, LaterSourcesWin) {
   ConfigReader reader;

@@ -11,10 +11,12 @@
 #include <sstream>
 
 #include "tessera/base/error.h"
-#include "train/temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace tessera::train {
 namespace {
+
+using test::TemporaryFolder;
 
 using nlohmann::ordered_json;
 

@@ -10,10 +10,12 @@
 
 #include "tessera/base/error.h"
 #include "tessera/train/workload.h"
-#include "train/temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace tessera::train {
 namespace {
+
+using test::message_of;
 
 std::vector<std::string> names_of(const torch::nn::Module& module) {
   std::vector<std::string> names;

@@ -7,10 +7,12 @@
 #include "tessera/base/error.h"
 #include "tessera/module/distribute.h"
 #include "tessera/train/session.h"
-#include "train/temporary_folder.h"
+#include "support/temporary_folder.h"
 
 namespace tessera::train {
 namespace {
+
+using test::TemporaryFolder;
 
 TrainConfig gpt_config(int zero, const std::string& mesh) {
   TrainConfig config;

@@ -21,7 +21,9 @@ class Ema {
   /// average = decay * average + (1 - decay) * parameter.
   void update();
 
-  /// In the order of the parameters, tied ones once.
+  /// Each once.
+  [[nodiscard]] const std::vector<at::Tensor>& parameters() const noexcept { return parameters_; }
+  /// In the order of the parameters.
   [[nodiscard]] const std::vector<at::Tensor>& averages() const noexcept { return averages_; }
 
   /// While it lives, the parameters hold the averages; then their own values again.

@@ -7,10 +7,12 @@
 #include <memory>
 #include <optional>
 
+#include "tessera/checkpoint/state.h"
 #include "tessera/mesh/mesh.h"
 #include "tessera/module/grad_scaler.h"
 #include "tessera/module/plan.h"
 #include "tessera/pipeline/trace.h"
+#include "tessera/tensor/random.h"
 #include "tessera/train/config.h"
 #include "tessera/train/dataset.h"
 #include "tessera/train/memory_meter.h"
@@ -65,6 +67,10 @@ class Session {
   /// Order   collective with a mesh
   [[nodiscard]] std::vector<std::vector<pipeline::TracedAction>> trace() const;
 
+  /// Adds all that this run changes: model, optimizer, loss scale, random numbers. Batches depend on the step alone.
+  /// Lifetime  the session stays where it is as long as the state
+  void add_to(State& state);
+
   /// This run as `tessera verify` sees it.
   [[nodiscard]] verify::Subject subject();
 
@@ -93,6 +99,7 @@ class Session {
   GradScaler scaler_;
   BatchStream batches_;
   std::vector<pipeline::TracedAction> trace_;
+  RandomState plain_random_;  ///< what a mesh would go on with from a run without one
 };
 
 }  // namespace tessera::train

@@ -6,7 +6,7 @@
 #include <memory>
 #include <optional>
 
-#include "tessera/train/safetensors.h"
+#include "tessera/checkpoint/safetensors.h"
 #include "tessera/train/session.h"
 
 namespace tessera::train {
@@ -22,6 +22,10 @@ struct TrainOptions {
   std::int64_t warmup_steps = 1;
   /// Computing the gradient's norm costs a pass over it; without, the record's norm is NaN.
   bool report_gradient_norm = true;
+  /// Steps that are done: the first one is that many'th.
+  std::int64_t first_step = 0;
+  /// Called on every rank when a step is done, with the number of those that are; false: that was the last one.
+  std::function<bool(std::int64_t done)> after_step{};
 };
 
 /// Trains `session` to its end and returns the summary. Evaluates every eval_every steps and after the last one, if
@@ -30,6 +34,6 @@ struct TrainOptions {
                                   const TrainOptions& options = {});
 
 /// The parameters in full, on every rank. Collective with a mesh.
-[[nodiscard]] std::vector<NamedTensor> full_parameters(const Session& session);
+[[nodiscard]] std::vector<checkpoint::NamedTensor> full_parameters(const Session& session);
 
 }  // namespace tessera::train

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of dtypes in weights files.
-#include "train/weights/dtypes.h"
+#include "checkpoint/dtypes.h"
 
 #include <fmt/format.h>
 
 #include <array>
 #include <utility>
 
-namespace tessera::train {
+namespace tessera::checkpoint {
 namespace {
 
-constexpr std::array<std::pair<std::string_view, c10::ScalarType>, 8> kDtypes = {{
+constexpr std::array<std::pair<std::string_view, c10::ScalarType>, 12> kDtypes = {{
     {"F64", c10::ScalarType::Double},
     {"F32", c10::ScalarType::Float},
     {"BF16", c10::ScalarType::BFloat16},
     {"F16", c10::ScalarType::Half},
     {"I64", c10::ScalarType::Long},
     {"I32", c10::ScalarType::Int},
+    {"I16", c10::ScalarType::Short},
+    {"I8", c10::ScalarType::Char},
+    {"F8_E4M3", c10::ScalarType::Float8_e4m3fn},
+    {"F8_E5M2", c10::ScalarType::Float8_e5m2},
     {"U8", c10::ScalarType::Byte},
     {"BOOL", c10::ScalarType::Bool},
 }};
@@ -57,4 +61,4 @@ std::string printable(std::string_view text) {
   return text.size() > kMaxBytes ? result + "..." : result;
 }
 
-}  // namespace tessera::train
+}  // namespace tessera::checkpoint

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
-#include <torch/torch.h>
+#include <torch/nn/module.h>
 
 #include <cstdint>
 #include <filesystem>
@@ -14,11 +14,11 @@
 #include <string_view>
 #include <vector>
 
-namespace tessera::train {
+namespace tessera::checkpoint {
 
 struct NamedTensor {
   std::string name;
-  torch::Tensor tensor;
+  at::Tensor tensor;
 };
 
 /// One entry of a file's header. `begin` and `end` count bytes from the end of the header.
@@ -69,4 +69,4 @@ void load_weights(torch::nn::Module& module, const std::filesystem::path& path,
 /// Writes named tensors, each a full (not sharded) value.
 void save_weights(const std::vector<NamedTensor>& tensors, const std::filesystem::path& path);
 
-}  // namespace tessera::train
+}  // namespace tessera::checkpoint

@@ -10,12 +10,12 @@
 #include <string>
 #include <string_view>
 
-namespace tessera::train {
+namespace tessera::test {
 
 class TemporaryFolder {
  public:
   TemporaryFolder() {
-    std::string name = (std::filesystem::path(::testing::TempDir()) / "tessera-train-XXXXXX").string();
+    std::string name = (std::filesystem::path(::testing::TempDir()) / "tessera-test-XXXXXX").string();
     path_ = ::mkdtemp(name.data());
   }
   ~TemporaryFolder() { std::filesystem::remove_all(path_); }
@@ -47,4 +47,4 @@ std::string message_of(Action&& action) {
   return {};
 }
 
-}  // namespace tessera::train
+}  // namespace tessera::test

@@ -3,18 +3,18 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "checkpoint/dtypes.h"
+#include "checkpoint/weights_file.h"
 #include "tessera/base/error.h"
+#include "tessera/checkpoint/safetensors.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/stages.h"
-#include "tessera/train/safetensors.h"
-#include "train/weights/dtypes.h"
-#include "train/weights/file.h"
 
-namespace tessera::train {
+namespace tessera::checkpoint {
 namespace {
 
 // What keeps `tensor` from filling `parameter`; empty if nothing does.
-std::string difference(const TensorEntry& entry, const torch::Tensor& parameter, at::ScalarType stored) {
+std::string difference(const TensorEntry& entry, const at::Tensor& parameter, at::ScalarType stored) {
   if (parameter.sizes() != at::IntArrayRef(entry.shape)) {
     return fmt::format("{}: shape [{}] in the file, [{}] in the model", entry.name, fmt::join(entry.shape, ", "),
                        fmt::join(parameter.sizes(), ", "));
@@ -26,12 +26,12 @@ std::string difference(const TensorEntry& entry, const torch::Tensor& parameter,
 }
 
 // What this rank holds of a parameter: all of a plain one.
-tensor::Box part_of(const torch::Tensor& parameter) {
+tensor::Box part_of(const at::Tensor& parameter) {
   if (!is_mesh_tensor(parameter)) return tensor::Box::whole_of(parameter.sizes());
   return tensor::Box::of(parameter.sizes(), placements(parameter), mesh_of(parameter));
 }
 
-void read_part(const WeightsFile& file, const TensorEntry& entry, const torch::Tensor& parameter) {
+void read_part(const WeightsFile& file, const TensorEntry& entry, const at::Tensor& parameter) {
   if (is_mesh_tensor(parameter) && !is_here(parameter)) return;
   at::Tensor mine = local(parameter).detach();
   if (entry.dtype == mine.scalar_type()) {
@@ -58,7 +58,7 @@ void load_weights(torch::nn::Module& module, const std::filesystem::path& path,
   for (const auto& entry : file.tensors()) stored.emplace(entry.name, &entry);
   const auto wanted = named_parameters(module);
   std::vector<std::string> problems;
-  std::vector<std::pair<torch::Tensor, const TensorEntry*>> reads;
+  std::vector<std::pair<at::Tensor, const TensorEntry*>> reads;
   for (const auto& [name, parameter] : wanted) {
     const auto found = stored.find(name);
     if (found == stored.end()) {
@@ -78,7 +78,7 @@ void load_weights(torch::nn::Module& module, const std::filesystem::path& path,
     throw FileError(fmt::format("{}: {} of the weights do not fit the model; {}{}", path.string(), count,
                                 fmt::join(problems, "; "), count > kMaxListed ? "; ..." : ""));
   }
-  const torch::NoGradGuard no_grad;
+  const at::NoGradGuard no_grad;
   for (const auto& [parameter, entry] : reads) read_part(file, *entry, parameter);
 }
 
@@ -86,4 +86,4 @@ void save_weights(const std::vector<NamedTensor>& tensors, const std::filesystem
   write_safetensors(tensors, path, {{"format", "pt"}});
 }
 
-}  // namespace tessera::train
+}  // namespace tessera::checkpoint

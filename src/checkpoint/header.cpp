@@ -8,10 +8,10 @@
 #include <set>
 
 #include "tessera/base/error.h"
-#include "tessera/train/safetensors.h"
-#include "train/weights/dtypes.h"
+#include "tessera/checkpoint/safetensors.h"
+#include "checkpoint/dtypes.h"
 
-namespace tessera::train {
+namespace tessera::checkpoint {
 namespace {
 
 constexpr const char* kMetadata = "__metadata__";
@@ -187,4 +187,4 @@ SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t 
   return header;
 }
 
-}  // namespace tessera::train
+}  // namespace tessera::checkpoint

@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-namespace tessera::train {
+namespace tessera::checkpoint {
 
 [[nodiscard]] std::optional<c10::ScalarType> parse_dtype(std::string_view name);
 /// Empty for a dtype that weights files do not have.
@@ -19,4 +19,4 @@ namespace tessera::train {
 /// Text from a file, fit to stand in a one-line message: control characters escaped, at most 100 bytes.
 [[nodiscard]] std::string printable(std::string_view text);
 
-}  // namespace tessera::train
+}  // namespace tessera::checkpoint

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads and writes whole weights files.
-#include "tessera/train/safetensors.h"
+#include "tessera/checkpoint/safetensors.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -15,11 +15,11 @@
 #include <set>
 
 #include "tessera/base/error.h"
-#include "train/weights/descriptor.h"
-#include "train/weights/dtypes.h"
-#include "train/weights/file.h"
+#include "checkpoint/files.h"
+#include "checkpoint/dtypes.h"
+#include "checkpoint/weights_file.h"
 
-namespace tessera::train {
+namespace tessera::checkpoint {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "weights files are little-endian");
@@ -49,17 +49,15 @@ std::uint64_t read_header_length(const Descriptor& file, std::uint64_t file_byte
   return length;
 }
 
-// Larger elements first, so that every tensor is aligned to its element.
-std::vector<NamedTensor> in_file_order(const std::vector<NamedTensor>& tensors) {
-  std::vector<NamedTensor> ordered;
-  for (const auto& [name, tensor] : tensors) ordered.push_back({name, tensor.detach().cpu().contiguous()});
-  std::stable_sort(ordered.begin(), ordered.end(),
+}  // namespace
+
+void sort_for_file(std::vector<NamedTensor>& tensors) {
+  std::stable_sort(tensors.begin(), tensors.end(),
                    [](const auto& a, const auto& b) { return a.tensor.element_size() > b.tensor.element_size(); });
-  return ordered;
 }
 
-std::string format_header(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata,
-                          const std::string& file) {
+std::string file_prefix(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata,
+                        const std::string& file) {
   auto json = nlohmann::ordered_json::object();
   if (!metadata.empty()) json["__metadata__"] = metadata;
   std::uint64_t offset = 0;
@@ -69,30 +67,33 @@ std::string format_header(const std::vector<NamedTensor>& tensors, const std::ma
     const auto dtype = dtype_name(tensor.scalar_type());
     check<FileError>(!dtype.empty(), "{}: tensor \"{}\" is of {}; a weights file holds {}", file, printable(name),
                      c10::toString(tensor.scalar_type()), all_dtype_names());
-    const auto end = offset + tensor.nbytes();
+    const auto end = offset + static_cast<std::uint64_t>(tensor.numel()) * tensor.element_size();
     json[name] = {{"dtype", dtype}, {"shape", tensor.sizes().vec()}, {"data_offsets", {offset, end}}};
     offset = end;
   }
   auto text = json.dump();
-  text.resize((text.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes, ' ');
-  return text;
+  const std::uint64_t length = (text.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes;
+  text.resize(length, ' ');
+  std::string prefix(kLengthBytes, '\0');
+  std::memcpy(prefix.data(), &length, kLengthBytes);
+  return prefix + text;
 }
 
-}  // namespace
-
 WeightsFile::WeightsFile(const std::filesystem::path& path)
-    : name_(path.string()), file_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-  const auto file_bytes = regular_size(file_, name_);
-  const auto length = read_header_length(file_, file_bytes, name_);
+    : WeightsFile(Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC)), path.string()) {}
+
+WeightsFile::WeightsFile(Descriptor file, std::string name)
+    : name_(std::move(name)), file_(std::move(file)), num_bytes_(regular_size(file_, name_)) {
+  const auto length = read_header_length(file_, num_bytes_, name_);
   std::string json(length, '\0');
   read_at(file_, json.data(), length, kLengthBytes, name_);
   data_begin_ = kLengthBytes + length;
-  header_ = parse_safetensors_header(json, file_bytes - data_begin_, name_);
+  header_ = parse_safetensors_header(json, num_bytes_ - data_begin_, name_);
 }
 
-void WeightsFile::read(const TensorEntry& entry, const tensor::Box& box, const torch::Tensor& target) const {
+void WeightsFile::read(const TensorEntry& entry, const tensor::Box& box, const at::Tensor& target) const {
   const bool direct = target.is_contiguous() && target.is_cpu();
-  const auto memory = direct ? target : torch::empty(target.sizes(), torch::TensorOptions(entry.dtype));
+  const auto memory = direct ? target : at::empty(target.sizes(), at::TensorOptions(entry.dtype));
   const auto element = c10::elementSize(entry.dtype);
   auto* bytes = static_cast<char*>(memory.mutable_data_ptr());
   tensor::Runs(box).for_each(0, box.num_elements(), [&](const tensor::Run& run) {
@@ -107,7 +108,7 @@ std::vector<NamedTensor> read_safetensors(const std::filesystem::path& path) {
   const WeightsFile file(path);
   std::vector<NamedTensor> tensors;
   for (const auto& entry : file.tensors()) {
-    tensors.push_back({entry.name, torch::empty(entry.shape, torch::TensorOptions(entry.dtype))});
+    tensors.push_back({entry.name, at::empty(entry.shape, at::TensorOptions(entry.dtype))});
     file.read(entry, tensor::Box::whole_of(entry.shape), tensors.back().tensor);
   }
   return tensors;
@@ -115,14 +116,16 @@ std::vector<NamedTensor> read_safetensors(const std::filesystem::path& path) {
 
 void write_safetensors(const std::vector<NamedTensor>& tensors, const std::filesystem::path& path,
                        const std::map<std::string, std::string>& metadata) {
-  const auto ordered = in_file_order(tensors);
-  const auto header = format_header(ordered, metadata, path.string());
-  const std::uint64_t length = header.size();
+  auto ordered = tensors;
+  sort_for_file(ordered);
+  const auto prefix = file_prefix(ordered, metadata, path.string());
   NewFile file(path);
-  file.append(&length, sizeof length);
-  file.append(header.data(), header.size());
-  for (const auto& [name, tensor] : ordered) file.append(tensor.const_data_ptr(), tensor.nbytes());
+  file.append(prefix.data(), prefix.size());
+  for (const auto& [name, tensor] : ordered) {
+    const auto memory = tensor.detach().cpu().contiguous();
+    file.append(memory.const_data_ptr(), memory.nbytes());
+  }
   file.publish();
 }
 
-}  // namespace tessera::train
+}  // namespace tessera::checkpoint

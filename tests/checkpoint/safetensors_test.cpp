@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weights files: what is written is what is read, and a malformed file is refused with its own message.
-#include "tessera/train/safetensors.h"
+#include "tessera/checkpoint/safetensors.h"
 
 #include <gtest/gtest.h>
 #include <torch/torch.h>
@@ -9,14 +9,19 @@
 #include <limits>
 
 #include "support/ranks.h"
+#include "support/temporary_folder.h"
 #include "tessera/base/error.h"
 #include "tessera/module/build.h"
 #include "tessera/train/models.h"
 #include "tessera/train/workload.h"
-#include "train/temporary_folder.h"
 
-namespace tessera::train {
+namespace tessera::checkpoint {
 namespace {
+
+using test::message_of;
+using test::TemporaryFolder;
+using train::make_workload;
+using train::ModelConfig;
 
 std::string length_prefix(std::uint64_t length) {
   std::string bytes;
@@ -212,7 +217,7 @@ TEST(Weights, AreReadShardByShardIntoAModelOnAMesh) {
   for (const auto& [axes, plan] : std::vector<std::pair<std::string, Plan>>{{"tp=4", rows}, {"dp=2,tp=2", columns}}) {
     const auto before = bytes_read();
     test::on_mesh(axes, [&, plan = plan](const Mesh& mesh) {
-      auto module = build(mesh, plan, [&] { return build_mlp({.sizes = config.sizes}); });
+      auto module = build(mesh, plan, [&] { return train::build_mlp({.sizes = config.sizes}); });
       load_weights(*module, path);
       const auto expected = source.module->parameters();
       const auto found = module->parameters();
@@ -258,4 +263,4 @@ TEST(Weights, RefusesAnyDifferenceAndChangesNothing) {
 }
 
 }  // namespace
-}  // namespace tessera::train
+}  // namespace tessera::checkpoint
