@@ -4,13 +4,15 @@
 #   TESSERA_TORCH=/path/to/torch   build against this LibTorch
 #   BENCH_FLAGS=--quick            see tools/bench.py --help
 #   MUTANTS_FLAGS="--count 20"     see tools/mutants.py --help
+#   KILLS=100                      schedules of make kills
 #   JOBS=2                         compilers and tests at once; each compiler needs about 2 GB
 JOBS ?= 2
+KILLS ?= 100
 PRESET ?= release
 TESSERA_TORCH ?=
 export TESSERA_TORCH
 
-.PHONY: help setup configure build demo test bench mutants format clean
+.PHONY: help setup configure build demo test bench mutants kills format clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -37,6 +39,9 @@ bench: build ## measurements, beside PyTorch and MPI where TESSERA_PEERS names t
 
 mutants: setup ## seeds 150 small mistakes, one by one, and asks the tests to notice them; hours
 	@python3 tools/mutants.py --jobs $(JOBS) $(MUTANTS_FLAGS)
+
+kills: build ## trains, kills and resumes by 100 random schedules; an hour
+	@python3 tests/cli/checkpoint_test.py build/$(PRESET)/bin/tessera Kills --schedules $(KILLS)
 
 format: ## formats every tracked C++ file with the pinned clang-format
 	@tools/format.sh

@@ -24,6 +24,7 @@ using Command = std::function<int()>;
 [[nodiscard]] Command add_verify(CLI::App& app, const Invocation& invocation);
 [[nodiscard]] Command add_simulate(CLI::App& app, const Invocation& invocation);
 [[nodiscard]] Command add_bench(CLI::App& app, const Invocation& invocation);
+[[nodiscard]] Command add_checkpoint(CLI::App& app, const Invocation& invocation);
 [[nodiscard]] Command add_run(CLI::App& app, const Invocation& invocation);
 
 }  // namespace tessera::cli

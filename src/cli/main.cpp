@@ -18,7 +18,7 @@ struct CommandRow {
 };
 
 constexpr CommandRow kCommands[] = {{"train", add_train}, {"verify", add_verify}, {"simulate", add_simulate},
-                             {"bench", add_bench}, {"run", add_run}};
+                             {"bench", add_bench}, {"checkpoint", add_checkpoint}, {"run", add_run}};
 
 /// Words that may follow a command: its flags, or the commands themselves.
 std::vector<std::string> known_words(const CLI::App& app) {

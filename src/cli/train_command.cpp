@@ -5,20 +5,41 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <nlohmann/json.hpp>
 
+#include "checkpoint/files.h"
 #include "cli/commands.h"
 #include "cli/rank_job.h"
 #include "cli/rank_session.h"
 #include "tessera/base/error.h"
 #include "tessera/base/log.h"
+#include "tessera/launch/failure.h"
+#include "tessera/launch/interrupts.h"
+#include "tessera/train/run_state.h"
 #include "tessera/train/trainer.h"
 
 namespace tessera::cli {
 namespace {
 
+/// Of the metrics so far, leaves what a run that goes on after `first_step` steps will not say again.
+void drop_lines_after(const std::filesystem::path& metrics, std::int64_t first_step) {
+  std::ifstream file(metrics);
+  if (!file) return;
+  checkpoint::NewFile kept(metrics);
+  for (std::string line; std::getline(file, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || !json.contains("step")) continue;
+    // A step is counted from 0, an evaluation by the steps that are done.
+    const std::int64_t done = json["step"].get<std::int64_t>() + (json.contains("loss") ? 1 : 0);
+    line += '\n';
+    if (done <= first_step) kept.append(line.data(), line.size());
+  }
+  kept.publish();
+}
+
 /// The folder of --out, made if it is missing, with the resolved configuration in it. Returns where the metrics go;
 /// empty without --out.
-std::string open_run_folder(const train::TrainConfig& config) {
+std::string open_run_folder(const train::TrainConfig& config, std::int64_t first_step) {
   if (config.out.empty()) return {};
   const std::filesystem::path folder(config.out);
   std::error_code error;
@@ -26,15 +47,17 @@ std::string open_run_folder(const train::TrainConfig& config) {
   std::ofstream file(folder / "config.toml");
   file << train::format_toml(config) << std::flush;
   check<FileError>(file.good(), "out = \"{}\": the folder cannot be written; name one that can", config.out);
-  return (folder / "metrics.jsonl").string();
+  const std::filesystem::path metrics = folder / "metrics.jsonl";
+  if (first_step > 0) drop_lines_after(metrics, first_step);
+  return metrics.string();
 }
 
 /// Everything rank 0 tells people and programs.
 class Report {
  public:
-  Report(const JobFlags& flags, const train::TrainConfig& config, const train::Session& session)
+  Report(const JobFlags& flags, const train::TrainConfig& config, const train::Session& session, std::int64_t first_step)
       : json_(flags.json),
-        run_file_(open_run_folder(config)),
+        run_file_(open_run_folder(config, first_step), /*append=*/first_step > 0),
         unit_(session.workload().unit),
         progress_(std::cerr, {.steps = session.num_steps(), .terminal = ::isatty(STDERR_FILENO) != 0, .unit = unit_}) {}
 
@@ -81,12 +104,33 @@ void write_trace(const std::vector<std::vector<pipeline::TracedAction>>& rows, c
   check<FileError>(file.good(), "trace = \"{}\": the file cannot be written; name one that can", path);
 }
 
-void train_rank(const JobFlags& flags, const train::TrainConfig& config, const std::shared_ptr<comm::World>& world) {
+/// True on all ranks if one was asked to stop: they end after the same step. Collective.
+bool any_rank_stops(const launcher::Interrupts& interrupts, const std::optional<Mesh>& mesh) {
+  if (!mesh || mesh->size() == 1) return interrupts.requested();
+  at::Tensor stops = torch::full({1}, interrupts.requested() ? 1 : 0, at::TensorOptions(mesh->device()).dtype(at::kInt));
+  mesh->everyone().all_reduce(stops, comm::ReduceOp::kMax);
+  return stops.item<int>() != 0;
+}
+
+void train_rank(const JobFlags& flags, const train::TrainConfig& config, const std::shared_ptr<comm::World>& world,
+                const launcher::Interrupts& interrupts) {
   train::Session session = make_session(config, world, {.count_memory = true});
   const bool reports = world->rank() == 0;
+  train::RunState run(session, config);
+  train::TrainOptions options{.first_step = run.resume()};
+  bool interrupted = false;
+  options.after_step = [&](std::int64_t done) {
+    interrupted = any_rank_stops(interrupts, session.mesh());
+    const std::string saved = run.after_step(done, interrupted || done == session.num_steps());
+    if (interrupted) {
+      base::info("stopped after step {}{}", done, saved.empty() ? "" : fmt::format("; --resume {} goes on", saved));
+    }
+    return !interrupted;
+  };
   std::optional<Report> report;
-  if (reports) report.emplace(flags, config, session);
-  const train::SummaryRecord summary = train::train(session, config, reports ? report->sinks() : train::Sinks{});
+  if (reports) report.emplace(flags, config, session, options.first_step);
+  const train::SummaryRecord summary = train::train(session, config, reports ? report->sinks() : train::Sinks{}, options);
+  if (interrupted) return;
   if (reports) report->finish(summary, flags.json == "-");
   if (!config.trace.empty()) {
     const auto rows = session.trace();
@@ -105,6 +149,7 @@ Command add_train(CLI::App& app, const Invocation& invocation) {
   command->footer("\nExamples:\n"
                   "  tessera train --model gpt --mesh dp=2,tp=2 --steps 200\n"
                   "  tessera train --model cnn --data digits --mesh dp=4 --epochs 10 --eval-every 100\n"
+                  "  tessera train --model gpt --out run --checkpoint-every 100 --resume auto\n"
                   "  tessera train run.toml --set optimizer.lr=3e-4 --json metrics.jsonl");
   const auto flags = std::make_shared<JobFlags>();
   add_job_flags(*command, *flags);
@@ -117,8 +162,11 @@ Command add_train(CLI::App& app, const Invocation& invocation) {
     const std::vector<Axis> axes = axes_of(config, launched_ranks());
     train::check_fits(config, axes);
     train::MemoryMeter::remember_sizes();
-    return run_ranks({count_ranks(axes), invocation.words, *flags, config},
-                     [&](const std::shared_ptr<comm::World>& world) { train_rank(*flags, config, world); });
+    const launcher::Interrupts interrupts;
+    const int code = run_ranks(
+        {count_ranks(axes), invocation.words, *flags, config},
+        [&](const std::shared_ptr<comm::World>& world) { train_rank(*flags, config, world, interrupts); });
+    return code == 0 && interrupts.requested() ? launcher::kExitInterrupted : code;
   };
 }
 

@@ -113,6 +113,18 @@ void check_numerics(const TrainConfig& config, Problems& problems) {
   }
 }
 
+void check_checkpoints(const TrainConfig& config, Problems& problems) {
+  if (config.checkpoint_every > 0 && config.out.empty()) {
+    problems.emplace_back("checkpoint_every", "checkpoints lie in the run's folder; name one, for instance --out run");
+  }
+  if (config.resume == "auto" && config.out.empty()) {
+    problems.emplace_back("resume", "\"auto\" is the newest checkpoint of the run's folder; name one, for instance --out run");
+  }
+  if (config.keep == 1) {
+    problems.emplace_back("keep", "1 leaves nothing if the newest checkpoint is damaged; allowed: 0 for all, or 2 and above");
+  }
+}
+
 }  // namespace
 
 std::vector<std::pair<std::string, std::string>> find_contradictions(const TrainConfig& config) {
@@ -121,6 +133,7 @@ std::vector<std::pair<std::string, std::string>> find_contradictions(const Train
   check_data(config, problems);
   check_mesh(config, problems);
   check_numerics(config, problems);
+  check_checkpoints(config, problems);
   return problems;
 }
 

@@ -82,7 +82,12 @@ std::vector<ConfigField> make_fields() {
       {"timeout_s", "timeout", TESSERA_MEMBER(timeout_s), "deadline of one collective", "s", {}, 0.1, 1e6},
       {"weights", "weights", TESSERA_MEMBER(weights), "safetensors file to start from", "", {}},
       {"dump_weights", "dump-weights", TESSERA_MEMBER(dump_weights), "safetensors file to write at the end", "", {}},
-      {"out", "out", TESSERA_MEMBER(out), "folder for metrics, configuration and reports", "", {}},
+      {"out", "out", TESSERA_MEMBER(out), "folder for metrics, configuration, checkpoints and reports", "", {}},
+      {"checkpoint_every", "checkpoint-every", TESSERA_MEMBER(checkpoint_every),
+       "steps between checkpoints OUT/step-N, and one at the end or at Ctrl-C; 0: none", "steps", {}, 0, kMaxCount},
+      {"keep", "keep", TESSERA_MEMBER(keep), "newest checkpoints that stay; 0: all", "", {}, 0, 1e6},
+      {"resume", "resume", TESSERA_MEMBER(resume),
+       "goes on from a checkpoint's folder or the newest whole one of a run's folder; auto: of OUT, if there is one", "", {}},
   };
 }
 // clang-format on

@@ -117,8 +117,15 @@ struct TrainConfig {
   std::string weights;
   /// safetensors file to write when training ends; empty: none.
   std::string dump_weights;
-  /// Folder for metrics, the resolved configuration and reports; empty: none.
+  /// Folder for metrics, the resolved configuration, checkpoints and reports; empty: none.
   std::string out;
+  /// Steps between checkpoints OUT/step-N; 0: none.
+  std::int64_t checkpoint_every = 0;
+  /// How many of the newest checkpoints stay; 0: all.
+  std::int64_t keep = 2;
+  /// Where to go on from: the folder of a checkpoint, or of a run, which means its newest whole one; "auto": that of `out`,
+  /// if there is one. Empty: begin anew.
+  std::string resume;
   friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
 };
 

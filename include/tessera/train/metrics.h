@@ -84,9 +84,9 @@ struct ErrorRecord {
 /// A file of JSON lines. Each line is one write, so that a reader and a crash see whole lines only.
 class JsonLines {
  public:
-  /// `destination` is a path (replaced if it exists) or "-" for standard output; empty: lines are dropped.
+  /// `destination` is a path (replaced if it exists, unless `append`) or "-" for standard output; empty: lines are dropped.
   /// Throws ConfigError if the file cannot be opened.
-  explicit JsonLines(const std::string& destination);
+  explicit JsonLines(const std::string& destination, bool append = false);
   ~JsonLines();
   JsonLines(const JsonLines&) = delete;
   JsonLines& operator=(const JsonLines&) = delete;

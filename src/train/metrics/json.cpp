@@ -71,11 +71,11 @@ std::string format_json(const ErrorRecord& record) {
         {{"kind", record.kind}, {"rank", record.rank}, {"message", record.message}, {"where", record.where}}}});
 }
 
-JsonLines::JsonLines(const std::string& destination) : destination_(destination) {
+JsonLines::JsonLines(const std::string& destination, bool append) : destination_(destination) {
   if (destination.empty()) return;
   constexpr int kOwnerAndReaders = 0644;
   descriptor_ = destination == "-" ? ::dup(STDOUT_FILENO)
-                                   : ::open(destination.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC,
+                                   : ::open(destination.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (append ? 0 : O_TRUNC),
                                             kOwnerAndReaders);
   check<ConfigError>(descriptor_ >= 0, "json = \"{}\": cannot be opened for writing: {}; name a file or \"-\"",
                      destination, std::strerror(errno));
