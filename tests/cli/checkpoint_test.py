@@ -40,6 +40,18 @@ def run(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess:
     return subprocess.run([TESSERA, *arguments], capture_output=True, text=True, timeout=timeout)
 
 
+def tensors_in(path: pathlib.Path) -> dict[str, bytes]:
+    """A safetensors file, read by its description alone."""
+    data = path.read_bytes()
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header.pop("__metadata__", None)
+    ends = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+    assert ends[0][0] == 0 and ends[-1][1] == len(data) - begin
+    assert all(before[1] == after[0] for before, after in zip(ends, ends[1:]))
+    return {name: data[begin + entry["data_offsets"][0]:begin + entry["data_offsets"][1]] for name, entry in header.items()}
+
+
 def losses_of(folder: pathlib.Path) -> dict[int, float]:
     """By step, from the lines of all jobs of a run."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -229,6 +241,19 @@ class Tools(InAFolder):
         weight = next(line for name, line in differences.items() if name.startswith("model.") and name.endswith("weight"))
         self.assertRegex(weight["difference"], r"\d+ of \d+ elements")
         self.assertGreater(weight["largest"], 0)
+
+    def test_other_readers_of_safetensors_see_the_same_bytes(self):
+        everything = self.folder / "all.safetensors"
+        run("checkpoint", "export", self.second, "--part", "", "--to", str(everything))
+        whole = tensors_in(everything)
+        shards = [tensors_in(path) for path in sorted(pathlib.Path(self.second).glob("*.safetensors"))]
+        names = {key.split("@")[0] for shard in shards for key in shard}
+        self.assertEqual(names, set(whole))
+        # ZeRO cuts along the first dim, so that chunks in the order of ranks are the tensor.
+        for name, content in whole.items():
+            chunks = [(int(key.partition("@")[2].split(",")[0] or 0), shard[key])
+                      for shard in shards for key in shard if key.split("@")[0] == name]
+            self.assertEqual(b"".join(chunk for _, chunk in sorted(chunks)), content, name)
 
     def test_export_gives_weights_to_start_from(self):
         file = str(self.folder / "model.safetensors")
