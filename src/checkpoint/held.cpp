@@ -15,6 +15,22 @@ tensor::Box box_of(const at::Tensor& tensor) {
   return tensor::Box::of(tensor.sizes(), placements(tensor), mesh_of(tensor));
 }
 
+/// `boxes` with `dim` in its parts instead of side by side.
+std::vector<HeldBox> taken_apart(const std::vector<HeldBox>& boxes, std::size_t dim, const tensor::Extents& parts) {
+  std::vector<HeldBox> result;
+  for (HeldBox box : boxes) {
+    std::int64_t place = 0;
+    for (const Extent& extent : parts) {
+      box.offset[dim] = extent.offset;
+      box.local_offset[dim] = place;
+      box.length[dim] = extent.length;
+      result.push_back(box);
+      place += extent.length;
+    }
+  }
+  return result;
+}
+
 /// Coordinates along axis pp that hold a tensor, and which of them this rank's is.
 Replica replica_on_stages(const at::Tensor& tensor, int axis) {
   const tensor::StageMap& map = tensor::MeshRuntime::of(mesh_of(tensor)).stages.map();
@@ -40,7 +56,9 @@ std::vector<HeldBox> held_boxes(const at::Tensor& tensor) {
     held.local_offset.push_back(0);
     held.length.push_back(extent.length);
   }
-  return {held};
+  std::vector<HeldBox> boxes{held};
+  for (const auto& [dim, parts] : box.parts) boxes = taken_apart(boxes, dim, parts);
+  return boxes;
 }
 
 Replica replica_of(const at::Tensor& tensor, int world_rank, int world_size) {

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <charconv>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -18,11 +19,9 @@ constexpr std::array<std::pair<PartialOp, std::string_view>, 3> kPartialNames{{
     {PartialOp::kMin, "partial(min)"},
 }};
 
-constexpr std::array<std::pair<std::string_view, Placement>, 4> kWords{{
+constexpr std::array<std::pair<std::string_view, Placement>, 2> kWords{{
     {"replicate", Replicate()},
     {"partial", Partial()},
-    {"colwise", Shard(0)},
-    {"rowwise", Shard(1)},
 }};
 
 /// Stages as numbers, ascending.
@@ -31,6 +30,9 @@ std::vector<int> stages_in(StageSet stages) {
   for (; stages != 0; stages &= stages - 1) numbers.push_back(std::countr_zero(stages));
   return numbers;
 }
+
+/// The words that name a dim of a weight, and may have a cut.
+constexpr std::array<std::pair<std::string_view, int>, 2> kDimWords{{{"colwise", 0}, {"rowwise", 1}}};
 
 /// The number that `text` is, -1 if it is none from 0 to `limit` - 1.
 int small_number(std::string_view text, int limit) {
@@ -63,6 +65,54 @@ StageSet parse_stages(std::string_view text) {
   return stages;
 }
 
+/// Takes what stands before the next comma off `text`, without spaces around it.
+std::string_view take_item(std::string_view& text) {
+  const std::size_t comma = text.find(',');
+  std::string_view item = text.substr(0, comma);
+  text = comma == std::string_view::npos ? std::string_view() : text.substr(comma + 1);
+  while (item.starts_with(' ')) item.remove_prefix(1);
+  while (item.ends_with(' ')) item.remove_suffix(1);
+  return item;
+}
+
+/// "groups=3, unit=64": each at most once, from 1 up. False if it is anything else.
+bool parse_cut(std::string_view text, Cut& cut) {
+  constexpr int kMaxNumber = 1 << 30;
+  bool has_groups = false;
+  bool has_unit = false;
+  while (!text.empty()) {
+    const std::string_view item = take_item(text);
+    const bool is_groups = item.starts_with("groups=") && !std::exchange(has_groups, true);
+    const bool is_unit = item.starts_with("unit=") && !std::exchange(has_unit, true);
+    const int number = small_number(item.substr(item.find('=') + 1), kMaxNumber);
+    if (is_groups == is_unit || number < 1) return false;
+    (is_groups ? cut.groups : cut.unit) = number;
+  }
+  return true;
+}
+
+/// "shard(0, groups=3)", "colwise", "rowwise(unit=64)"; replicate if it is none of these.
+Placement parse_shard(std::string_view text) {
+  constexpr int kMaxDims = 64;
+  Placement shard = Shard(0);
+  std::string_view cut = bracketed(text, "shard");
+  int dim = cut.empty() ? -1 : small_number(take_item(cut), kMaxDims);
+  for (const auto& [word, named] : kDimWords) {
+    if (text == word) return Shard(named);
+    if (const std::string_view own = bracketed(text, word); !own.empty()) std::tie(dim, cut) = std::pair(named, own);
+  }
+  if (dim < 0 || !parse_cut(cut, shard.cut)) return Replicate();
+  shard.dim = static_cast<std::int16_t>(dim);
+  return shard;
+}
+
+std::string format_shard(const Placement& shard) {
+  std::string text = fmt::format("shard({}", shard.dim);
+  if (shard.cut.groups != 1) text += fmt::format(", groups={}", shard.cut.groups);
+  if (shard.cut.unit != 1) text += fmt::format(", unit={}", shard.cut.unit);
+  return text + ")";
+}
+
 }  // namespace
 
 std::string to_string(const Placement& placement) {
@@ -70,7 +120,7 @@ std::string to_string(const Placement& placement) {
     case PlacementKind::kReplicate:
       return "replicate";
     case PlacementKind::kShard:
-      return fmt::format("shard({})", placement.dim);
+      return format_shard(placement);
     case PlacementKind::kStage:
       return fmt::format("stage({})", fmt::join(stages_in(placement.stages), ","));
     case PlacementKind::kPartial:
@@ -89,13 +139,12 @@ Placement parse_placement(std::string_view text) {
   for (const auto& [op, name] : kPartialNames) {
     if (text == name) return Partial(op);
   }
-  constexpr int kMaxDims = 64;
-  const int dim = small_number(bracketed(text, "shard"), kMaxDims);
-  if (dim >= 0) return Shard(dim);
+  if (const Placement shard = parse_shard(text); shard.is_shard()) return shard;
   if (const StageSet stages = parse_stages(bracketed(text, "stage")); stages != 0) return Stages(stages);
   throw ConfigError(fmt::format(
-      "placement \"{}\" is not known; allowed: replicate, shard(DIM) with DIM >= 0, colwise, rowwise, partial(sum), "
-      "and on pp stage(K) with K from 0 to 63",
+      "placement \"{}\" is not known; allowed: replicate, shard(DIM) with DIM >= 0, colwise, rowwise, these three "
+      "with a cut as in shard(0, groups=3, unit=64) or colwise(unit=64), partial(sum), and on pp stage(K) with K from 0 to "
+      "63",
       text));
 }
 

@@ -11,6 +11,7 @@
 #include "module/replay.h"
 #include "module/stage_plan.h"
 #include "module/tape.h"
+#include "tensor/layout.h"
 #include "tessera/base/error.h"
 
 namespace tessera::module {
@@ -58,6 +59,9 @@ std::vector<Target> targets_of(const torch::nn::Module& module, const Mesh& mesh
                           "parameter {}: {} of a tensor of sizes [{}], which has {} dims; shard one of them",
                           item.key(), to_string(placement), fmt::join(tensor.sizes(), ", "), tensor.dim());
       }
+      Placements& placements = targets.back().placements;
+      tensor::check_cuts("parameter " + item.key(), tensor.sizes(), placements, mesh);
+      placements = tensor::canonical(placements, tensor.sizes(), mesh);
     }
   };
   const StagePlan stages(module, mesh, plan);

@@ -8,23 +8,11 @@
 #include <utility>
 
 namespace tessera::module {
-namespace {
 
-/// `rows` [ranks, chunk, ...]: chunks of the first dim of `whole`, the last ones shorter or empty.
-void copy_chunks(const at::Tensor& rows, const at::Tensor& whole) {
-  const std::int64_t chunk = rows.size(1);
-  const std::int64_t full = chunk == 0 ? 0 : whole.size(0) / chunk;
-  const std::int64_t rest = whole.size(0) - full * chunk;
-  if (full > 0) whole.narrow(0, 0, full * chunk).unflatten(0, {full, chunk}).copy_(rows.narrow(0, 0, full));
-  if (rest > 0) whole.narrow(0, full * chunk, rest).copy_(rows.select(0, full).narrow(0, 0, rest));
-}
-
-}  // namespace
-
-void CoalescedGather::add(const at::Tensor& shard, const at::Tensor& whole, std::int64_t dim, const Mesh& mesh,
-                          int axis) {
+void CoalescedGather::add(const at::Tensor& shard, const at::Tensor& whole, const Placement& placement,
+                          const Mesh& mesh, int axis) {
   const int ranks = mesh.axis_size(axis);
-  Item item{tensor::ShardRows(shard, dim, whole.size(dim), ranks), whole};
+  Item item{tensor::ShardRows(shard, placement.dim, {whole.size(placement.dim), placement.cut, ranks}), whole};
   const auto bytes = static_cast<std::int64_t>(item.shard.rows.nbytes()) * ranks;
   Bucket& bucket = bucket_for(whole, mesh, axis);
   if (bucket.bytes + bytes > bucket_bytes_) gather(bucket);
@@ -59,9 +47,10 @@ void CoalescedGather::gather(Bucket& bucket) {
   std::int64_t offset = 0;
   for (const Item& item : items) {
     const at::Tensor& rows = item.shard.rows;
-    std::vector<std::int64_t> sizes{group.size()};
-    sizes.insert(sizes.end(), rows.sizes().begin(), rows.sizes().end());
-    copy_chunks(gathered.narrow(1, offset, rows.numel()).view(sizes), item.whole.movedim(item.shard.dim, 0));
+    for (int rank = 0; rank < group.size(); ++rank) {
+      const at::Tensor part = gathered.select(0, rank).narrow(0, offset, rows.numel()).view(rows.sizes());
+      item.shard.cut.copy_part(part, rank, item.whole.movedim(item.shard.dim, 0));
+    }
     offset += rows.numel();
   }
 }

@@ -22,9 +22,9 @@ class CoalescedGather {
  public:
   explicit CoalescedGather(std::int64_t bucket_bytes = std::int64_t{4} << 20) : bucket_bytes_(bucket_bytes) {}
 
-  /// `whole`, memory of this rank, becomes what the ranks along `axis` have in chunks along `dim`: this one's is
-  /// `shard`. It is written in flush() at the latest.
-  void add(const at::Tensor& shard, const at::Tensor& whole, std::int64_t dim, const Mesh& mesh, int axis);
+  /// `whole`, memory of this rank, becomes what the ranks along `axis` have, placed as `placement` says: this one's
+  /// part is `shard`. It is written in flush() at the latest.
+  void add(const at::Tensor& shard, const at::Tensor& whole, const Placement& placement, const Mesh& mesh, int axis);
   void flush();
 
  private:

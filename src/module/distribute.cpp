@@ -9,6 +9,7 @@
 #include "module/stage_plan.h"
 #include "tensor/activation_budget.h"
 #include "tensor/decision_cache.h"
+#include "tensor/layout.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
 
@@ -32,7 +33,10 @@ struct Shared {
 void place_parameter(const std::string& name, at::Tensor parameter, const Mesh& mesh, const Plan& plan,
                      const module::StagePlan& stages, const Shared& shared) {
   ParameterLayout layout = plan.layout_of(name, parameter.dim(), mesh);
-  for (Placements* placements : {&layout.value, &layout.gradient, &layout.state}) stages.apply(parameter, *placements);
+  for (Placements* placements : {&layout.value, &layout.gradient, &layout.state}) {
+    stages.apply(parameter, *placements);
+    *placements = tensor::canonical(*placements, parameter.sizes(), mesh);
+  }
   if (!is_mesh_tensor(parameter)) place(name, parameter, mesh, layout.value);
   tensor::MeshStorage& storage = tensor::storage_of(parameter);
   storage.gathered_at_use = layout.gathered_at_use;

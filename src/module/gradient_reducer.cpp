@@ -116,13 +116,13 @@ void start_scatter(const at::Tensor& gradient, int axis, const Placement& target
                     placements);
     return;
   }
-  const std::int64_t size = local.size(target.dim);
-  const at::Tensor rows = tensor::rows_to_scatter(local, target.dim, group.size());
+  const tensor::DimCut cut(local.size(target.dim), target.cut, group.size());
+  const at::Tensor rows = tensor::rows_to_scatter(local, target.dim, cut);
   std::vector<std::int64_t> share = rows.sizes().vec();
   share[0] /= group.size();
   at::Tensor received = at::empty(share, rows.options());
   const auto pending = std::make_shared<comm::Pending>(group.post_reduce_scatter(rows, received));
-  const at::Tensor mine = tensor::from_scattered_rows(received, target.dim, size, group.size(), group.rank());
+  const at::Tensor mine = tensor::from_scattered_rows(received, target.dim, cut, group.rank());
   storage.replace(mine, placements);
   storage.set_completion([pending, rows, mine, placements, dtype = gradient.scalar_type(), &storage] {
     pending->wait();

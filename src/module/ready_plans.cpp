@@ -49,7 +49,18 @@ Plan plan_for_resnet(const std::vector<std::string>& parameters) {
 }
 
 Plan plan_for_transformer(const std::vector<std::string>& parameters, const TransformerPlanOptions& options) {
+  constexpr Placement kThreeInOne = Shard(0, {.groups = 3});
+  constexpr Placement kTwoInOne = Shard(0, {.groups = 2});
   Plan plan = take_matching({{"*.qkv.*", Shard(0)},
+                             {"*in_proj_weight", kThreeInOne},
+                             {"*in_proj_bias", kThreeInOne},
+                             {"*qkv_proj.*", kThreeInOne},
+                             {"*gate_up_proj.*", kTwoInOne},
+                             {"*.linear1.*", Shard(0)},
+                             {"*out_proj.weight", Shard(1)},
+                             {"*o_proj.weight", Shard(1)},
+                             {"*down_proj.weight", Shard(1)},
+                             {"*.linear2.weight", Shard(1)},
                              {"*.q.*", Shard(0)},
                              {"*.k.*", Shard(0)},
                              {"*.v.*", Shard(0)},

@@ -71,7 +71,7 @@ void ShardUpdate::bring_home(const at::Tensor& tensor, const at::Tensor& opened,
   if (!mesh_ || !is_mesh_tensor(tensor) || placements(tensor) == placements_) {
     if (!opened.is_same(home)) home.copy_(opened);
   } else if (const int axis = gathered_axis(placements_, placements(tensor)); axis >= 0 && is_here(tensor)) {
-    gathers.add(opened, home, placements_[axis].dim, *mesh_, axis);
+    gathers.add(opened, home, placements_[axis], *mesh_, axis);
   } else {
     home.copy_(tensor::redistribute_local(opened, tensor.sizes(), placements_, placements(tensor), *mesh_));
   }

@@ -41,6 +41,7 @@ void repeat_rows(const OpCall& call, int axis, Rows& rows) {
 void triangle_rows(const OpCall& call, int axis, Rows& rows) {
   const std::int64_t dim = sharded_dim(call, 0, axis);
   linear_rows(call, axis, rows, dim, dim);
+  if (dim >= dims_of(call) - 2) rows.back().counts_places = true;
 }
 
 /// A shard of the matrix begins `offset` rows down or columns right: its diagonal is elsewhere.
@@ -154,14 +155,14 @@ void localise_resize(const OpCall& call, Decision& decision) {
 }  // namespace
 
 void add_arrange_rules(RuleTable& table) {
-  for (const char* name : {"aten::flip", "aten::roll", "aten::rot90"}) table[name] = {.rows = moved_rows};
+  for (const char* name : {"aten::flip", "aten::roll", "aten::rot90"}) table[name] = {.rows = moved_rows, .cuts = Cuts::kAny};
   table["aten::block_diag"] = {.rows = block_diagonal_rows};
   table["aten::resize_as"] = {.rows = resize_rows, .localise = localise_resize};
-  table["aten::repeat"] = {.rows = repeat_rows};
+  table["aten::repeat"] = {.rows = repeat_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::tril", "aten::triu"}) {
-    table[name] = {.rows = triangle_rows, .localise = localise_triangle};
+    table[name] = {.rows = triangle_rows, .localise = localise_triangle, .cuts = Cuts::kAny};
   }
-  table["aten::constant_pad_nd"] = {.rows = constant_pad_rows};
+  table["aten::constant_pad_nd"] = {.rows = constant_pad_rows, .cuts = Cuts::kAny};
   for (const char* kind : {"reflection", "replication"}) {
     for (const char* dims : {"1d", "2d", "3d"}) {
       const std::string name = std::string("aten::") + kind + "_pad" + dims;

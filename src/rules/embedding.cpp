@@ -16,7 +16,7 @@ void embedding_rows(const OpCall& call, int axis, Rows& rows) {
   const std::int64_t dim = sharded_dim(call, 1, axis);
   if (dim >= 0) add_row(call, rows, {R, S(dim)}, {S(dim)});
   if (sharded_dim(call, 0, axis) == 1) add_row(call, rows, {S(1), R}, {S(call.tensor(1).dim())});
-  if (sharded_dim(call, 0, axis) == 0) add_row(call, rows, {S(0), R}, {P});
+  if (sharded_dim(call, 0, axis) == 0) add_row(call, rows, {S(0), R}, {P}).counts_places = true;
 }
 
 /// Words of other ranks give zeros, so that the sum over ranks has each word once.
@@ -92,8 +92,8 @@ void sample_weight_rows(const OpCall& call, int axis, Rows& rows) {
 }  // namespace
 
 void add_embedding_rules(RuleTable& table) {
-  table["aten::embedding"] = {.rows = embedding_rows, .localise = localise_words, .follows_plan_output = true};
-  table["aten::embedding_dense_backward"] = {.rows = embedding_backward_rows};
+  table["aten::embedding"] = {.rows = embedding_rows, .localise = localise_words, .follows_plan_output = true, .cuts = Cuts::kAny};
+  table["aten::embedding_dense_backward"] = {.rows = embedding_backward_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::_embedding_bag", "aten::_embedding_bag_forward_only"}) {
     table[name] = {.rows = embedding_bag_rows};
   }

@@ -83,15 +83,15 @@ void localise_new_strided(const OpCall& call, Decision& decision) {
 
 void add_factory_rules(RuleTable& table) {
   for (const char* name : {"aten::zeros_like", "aten::ones_like", "aten::full_like"}) {
-    table[name] = {.rows = like_rows};
+    table[name] = {.rows = like_rows, .cuts = Cuts::kAny};
   }
-  table["aten::empty_like"] = {.rows = empty_rows};
+  table["aten::empty_like"] = {.rows = empty_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::new_zeros", "aten::new_ones", "aten::new_full"}) {
-    table[name] = {.rows = new_rows, .localise = localise_new, .output_sizes = new_output_sizes};
+    table[name] = {.rows = new_rows, .localise = localise_new, .output_sizes = new_output_sizes, .cuts = Cuts::kAny};
   }
-  table["aten::new_empty"] = {.rows = new_empty_rows, .localise = localise_new, .output_sizes = new_output_sizes};
+  table["aten::new_empty"] = {.rows = new_empty_rows, .localise = localise_new, .output_sizes = new_output_sizes, .cuts = Cuts::kAny};
   table["aten::new_empty_strided"] = {
-      .rows = new_empty_rows, .localise = localise_new_strided, .output_sizes = new_output_sizes};
+      .rows = new_empty_rows, .localise = localise_new_strided, .output_sizes = new_output_sizes, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

@@ -105,18 +105,18 @@ void add_foreach_rules(RuleTable& table) {
     const auto single = table.find("aten::" + name);
     const auto rows = single != table.end() && single->second.localise == nullptr ? single->second.rows
                                                                                   : keep_elementwise_rows;
-    table["aten::_foreach_" + name] = {.rows = rows, .per_element = true};
+    table["aten::_foreach_" + name] = {.rows = rows, .per_element = true, .cuts = Cuts::kAny};
   }
   for (const char* name : {"aten::_fused_adam", "aten::_fused_adamw", "aten::_fused_sgd", "aten::_fused_adagrad"}) {
-    table[name] = {.rows = keep_elementwise_rows, .per_element = true};
+    table[name] = {.rows = keep_elementwise_rows, .per_element = true, .cuts = Cuts::kAny};
   }
   table["aten::_foreach_norm"] = {.rows = rows_of_something, .localise = localise_reduced<compute_norms>, .per_element = true};
   table["aten::_foreach_max"] = {
       .rows = rows_of_something, .localise = localise_reduced<compute_reduced<comm::ReduceOp::kMax>>, .per_element = true};
   table["aten::_foreach_powsum"] = {
-      .rows = whole_rows, .localise = localise_reduced<compute_reduced<comm::ReduceOp::kSum>>, .per_element = true};
+      .rows = whole_rows, .localise = localise_reduced<compute_reduced<comm::ReduceOp::kSum>>, .per_element = true, .cuts = Cuts::kAny};
   table["aten::_amp_foreach_non_finite_check_and_unscale"] = {
-      .rows = keep_elementwise_rows, .localise = localise_reduced<compute_unscale>, .per_element = true};
+      .rows = keep_elementwise_rows, .localise = localise_reduced<compute_unscale>, .per_element = true, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

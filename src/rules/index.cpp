@@ -304,28 +304,28 @@ void searchsorted_rows(const OpCall& call, int axis, Rows& rows) {
 }  // namespace
 
 void add_index_rules(RuleTable& table) {
-  table["aten::gather"] = {.rows = gather_rows};
-  for (const char* name : {"aten::scatter", "aten::scatter_reduce"}) table[name] = {.rows = scatter_rows};
-  table["aten::scatter_add"] = {.rows = scatter_add_rows};
-  table["aten::index_select"] = {.rows = index_select_rows};
+  table["aten::gather"] = {.rows = gather_rows, .cuts = Cuts::kAny};
+  for (const char* name : {"aten::scatter", "aten::scatter_reduce"}) table[name] = {.rows = scatter_rows, .cuts = Cuts::kAny};
+  table["aten::scatter_add"] = {.rows = scatter_add_rows, .cuts = Cuts::kAny};
+  table["aten::index_select"] = {.rows = index_select_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::index_copy", "aten::index_reduce", "aten::index_fill"}) {
-    table[name] = {.rows = index_write_rows};
+    table[name] = {.rows = index_write_rows, .cuts = Cuts::kAny};
   }
-  table["aten::index_add"] = {.rows = index_add_rows};
-  for (const char* name : {"aten::index", "aten::_unsafe_index"}) table[name] = {.rows = index_rows};
+  table["aten::index_add"] = {.rows = index_add_rows, .cuts = Cuts::kAny};
+  for (const char* name : {"aten::index", "aten::_unsafe_index"}) table[name] = {.rows = index_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::index_put", "aten::_index_put_impl", "aten::_unsafe_index_put"}) {
-    table[name] = {.rows = index_put_rows};
+    table[name] = {.rows = index_put_rows, .cuts = Cuts::kAny};
   }
-  table["aten::take"] = {.rows = take_rows};
-  table["aten::put"] = {.rows = put_rows};
+  table["aten::take"] = {.rows = take_rows, .cuts = Cuts::kAny};
+  table["aten::put"] = {.rows = put_rows, .cuts = Cuts::kAny};
   table["aten::masked_scatter"] = {.rows = masked_scatter_rows, .localise = localise_masked<compute_masked_scatter>};
   table["aten::masked_scatter_backward"] = {.rows = masked_scatter_backward_rows,
                                             .localise = localise_masked<compute_masked_scatter_backward>};
-  table["aten::select_scatter"] = {.rows = write_slice_rows<true>};
-  table["aten::slice_scatter"] = {.rows = write_slice_rows<false>};
-  table["aten::bucketize"] = {.rows = bucketize_rows};
-  table["aten::isin"] = {.rows = bucketize_rows};
-  table["aten::searchsorted"] = {.rows = searchsorted_rows};
+  table["aten::select_scatter"] = {.rows = write_slice_rows<true>, .cuts = Cuts::kAny};
+  table["aten::slice_scatter"] = {.rows = write_slice_rows<false>, .cuts = Cuts::kAny};
+  table["aten::bucketize"] = {.rows = bucketize_rows, .cuts = Cuts::kAny};
+  table["aten::isin"] = {.rows = bucketize_rows, .cuts = Cuts::kAny};
+  table["aten::searchsorted"] = {.rows = searchsorted_rows, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

@@ -32,7 +32,9 @@ void forward_rows(const OpCall& call, int axis, Rows& rows) {
   const auto dims = sharded_dims(call, axis);
   const bool each = keeps_each(call);
   if (contains(dims, 0)) add_row(call, rows, {S(0), S(0), R}, {each ? S(0) : P, each ? P : R});
-  if (sharded_dim(call, 0, axis) == kClassDim) add_row(call, rows, {S(kClassDim), R, S(0)}, {P, each ? P : R});
+  if (sharded_dim(call, 0, axis) == kClassDim) {
+    add_row(call, rows, {S(kClassDim), R, S(0)}, {P, each ? P : R}).counts_places = true;
+  }
 }
 
 // nll_loss_backward(grad_output, self, target, weight?, reduction, ignore_index, total_weight) divides by the global
@@ -41,7 +43,9 @@ void backward_rows(const OpCall& call, int axis, Rows& rows) {
   if (!has_batch(call, 1)) return;
   const bool each = keeps_each(call);
   if (contains(sharded_dims(call, axis), 0)) add_row(call, rows, {each ? S(0) : R, S(0), S(0), R, R}, {S(0)});
-  if (sharded_dim(call, 1, axis) == kClassDim) add_row(call, rows, {R, S(kClassDim), R, S(0), R}, {S(kClassDim)});
+  if (sharded_dim(call, 1, axis) == kClassDim) {
+    add_row(call, rows, {R, S(kClassDim), R, S(0), R}, {S(kClassDim)}).counts_places = true;
+  }
 }
 
 /// What a compute function needs of the layout, as Decision::notes carries it.
@@ -141,10 +145,10 @@ std::vector<Sizes> forward_sizes(const OpCall& call) {
 
 void add_likelihood_rules(RuleTable& table) {
   for (const char* name : {"aten::nll_loss_forward", "aten::nll_loss2d_forward"}) {
-    table[name] = {.rows = forward_rows, .localise = localise_forward, .output_sizes = forward_sizes};
+    table[name] = {.rows = forward_rows, .localise = localise_forward, .output_sizes = forward_sizes, .cuts = Cuts::kAny};
   }
   for (const char* name : {"aten::nll_loss_backward", "aten::nll_loss2d_backward"}) {
-    table[name] = {.rows = backward_rows, .localise = localise_backward};
+    table[name] = {.rows = backward_rows, .localise = localise_backward, .cuts = Cuts::kAny};
   }
 }
 

@@ -92,12 +92,12 @@ void localise_mean_of_batch(const OpCall& call, Decision& decision) {
 void add_loss_rules(RuleTable& table) {
   for (const char* name : {"aten::mse_loss", "aten::smooth_l1_loss", "aten::huber_loss", "aten::binary_cross_entropy",
                            "aten::soft_margin_loss"}) {
-    table[name] = table[std::string(name) + "_backward"] = {.rows = elementwise_rows, .localise = localise_mean_of_sum};
+    table[name] = table[std::string(name) + "_backward"] = {.rows = elementwise_rows, .localise = localise_mean_of_sum, .cuts = Cuts::kAny};
   }
-  table["aten::binary_cross_entropy_with_logits"] = {.rows = elementwise_rows, .localise = localise_mean_of_sum};
-  const Rule multi_margin{.rows = multi_margin_rows, .localise = localise_mean_of_batch};
+  table["aten::binary_cross_entropy_with_logits"] = {.rows = elementwise_rows, .localise = localise_mean_of_sum, .cuts = Cuts::kAny};
+  const Rule multi_margin{.rows = multi_margin_rows, .localise = localise_mean_of_batch, .cuts = Cuts::kAny};
   table["aten::multi_margin_loss"] = table["aten::multi_margin_loss_backward"] = multi_margin;
-  const Rule multilabel_margin{.rows = multilabel_margin_rows, .localise = localise_mean_of_batch};
+  const Rule multilabel_margin{.rows = multilabel_margin_rows, .localise = localise_mean_of_batch, .cuts = Cuts::kAny};
   table["aten::multilabel_margin_loss_forward"] = table["aten::multilabel_margin_loss_backward"] = multilabel_margin;
 }
 

@@ -144,18 +144,18 @@ void trilinear_rows(const OpCall& call, int axis, Rows& rows) {
 }  // namespace
 
 void add_matmul_rules(RuleTable& table) {
-  table["aten::mm"] = {.rows = plain_rows<0>};
-  table["aten::bmm"] = {.rows = plain_rows<1>};
-  table["aten::addmm"] = {.rows = added_rows<0>};
-  table["aten::baddbmm"] = {.rows = added_rows<1>};
-  table["aten::_addmm_activation"] = {.rows = activated_rows};
-  table["aten::mv"] = {.rows = mv_rows};
-  table["aten::dot"] = {.rows = dot_rows};
-  table["aten::vdot"] = {.rows = dot_rows};
-  table["aten::addmv"] = {.rows = added_mv_rows};
-  table["aten::addr"] = {.rows = added_outer_rows};
-  table["aten::addbmm"] = {.rows = added_batch_sum_rows};
-  table["aten::_trilinear"] = {.rows = trilinear_rows};
+  table["aten::mm"] = {.rows = plain_rows<0>, .cuts = Cuts::kAny};
+  table["aten::bmm"] = {.rows = plain_rows<1>, .cuts = Cuts::kAny};
+  table["aten::addmm"] = {.rows = added_rows<0>, .cuts = Cuts::kAny};
+  table["aten::baddbmm"] = {.rows = added_rows<1>, .cuts = Cuts::kAny};
+  table["aten::_addmm_activation"] = {.rows = activated_rows, .cuts = Cuts::kAny};
+  table["aten::mv"] = {.rows = mv_rows, .cuts = Cuts::kAny};
+  table["aten::dot"] = {.rows = dot_rows, .cuts = Cuts::kAny};
+  table["aten::vdot"] = {.rows = dot_rows, .cuts = Cuts::kAny};
+  table["aten::addmv"] = {.rows = added_mv_rows, .cuts = Cuts::kAny};
+  table["aten::addr"] = {.rows = added_outer_rows, .cuts = Cuts::kAny};
+  table["aten::addbmm"] = {.rows = added_batch_sum_rows, .cuts = Cuts::kAny};
+  table["aten::_trilinear"] = {.rows = trilinear_rows, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

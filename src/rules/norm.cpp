@@ -79,8 +79,8 @@ void if_sharded(const OpCall& call, int axis, Rows& rows) {
 }  // namespace
 
 void add_norm_rules(RuleTable& table) {
-  table["aten::native_layer_norm"] = {.rows = layer_norm_rows};
-  table["aten::native_layer_norm_backward"] = {.rows = layer_norm_backward_rows};
+  table["aten::native_layer_norm"] = {.rows = layer_norm_rows, .cuts = Cuts::kAny};
+  table["aten::native_layer_norm_backward"] = {.rows = layer_norm_backward_rows, .cuts = Cuts::kAny};
   table["aten::native_group_norm"] = {
       .rows = if_sharded<group_norm_rows>, .localise = localise_group_norm, .output_sizes = group_norm_sizes};
   table["aten::native_group_norm_backward"] = {.rows = if_sharded<group_norm_backward_rows>,

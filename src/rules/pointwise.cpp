@@ -141,20 +141,20 @@ void localise_log_sigmoid(const OpCall&, Decision& decision) { decision.compute 
 }  // namespace
 
 const Rule& pointwise_rule() {
-  static const Rule kRule{.rows = pointwise_rows};
+  static const Rule kRule{.rows = pointwise_rows, .cuts = Cuts::kAny};
   return kRule;
 }
 
 void add_pointwise_rules(RuleTable& table) {
-  for (const char* name : {"aten::add", "aten::sub"}) table[name] = {.rows = sum_rows};
+  for (const char* name : {"aten::add", "aten::sub"}) table[name] = {.rows = sum_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::neg", "aten::clone", "aten::copy", "aten::zero", "aten::positive",
                            "aten::lift_fresh", "aten::lift", "aten::alias", "aten::contiguous", "aten::_conj", "aten::_conj_physical",
                            "aten::conj_physical", "aten::_neg_view"}) {
-    table[name] = {.rows = linear_rows};
+    table[name] = {.rows = linear_rows, .cuts = Cuts::kAny};
   }
-  for (const char* name : {"aten::mul", "aten::multiply"}) table[name] = {.rows = product_rows};
-  for (const char* name : {"aten::div", "aten::divide", "aten::true_divide"}) table[name] = {.rows = quotient_rows};
-  table["aten::_to_copy"] = {.rows = cast_rows, .localise = refuse_other_device};
+  for (const char* name : {"aten::mul", "aten::multiply"}) table[name] = {.rows = product_rows, .cuts = Cuts::kAny};
+  for (const char* name : {"aten::div", "aten::divide", "aten::true_divide"}) table[name] = {.rows = quotient_rows, .cuts = Cuts::kAny};
+  table["aten::_to_copy"] = {.rows = cast_rows, .localise = refuse_other_device, .cuts = Cuts::kAny};
   // Pointwise in fact, though not tagged so in every LibTorch.
   for (const char* name :
        {"aten::fill", "aten::masked_fill", "aten::where", "aten::threshold_backward", "aten::gelu_backward",
@@ -167,9 +167,9 @@ void add_pointwise_rules(RuleTable& table) {
         "aten::complex", "aten::polar", "aten::_add_relu", "aten::rrelu_with_noise_backward",
         "aten::elu", "aten::celu", "aten::selu", "aten::mish", "aten::hardsigmoid", "aten::threshold", "aten::heaviside",
         "aten::gcd", "aten::lcm", "aten::rsub", "aten::copysign", "aten::_standard_gamma_grad", "aten::_dirichlet_grad", "aten::is_same_size"}) {
-    table[name] = {.rows = pointwise_rows};
+    table[name] = {.rows = pointwise_rows, .cuts = Cuts::kAny};
   }
-  table["aten::log_sigmoid_forward"] = {.rows = pointwise_rows, .localise = localise_log_sigmoid};
+  table["aten::log_sigmoid_forward"] = {.rows = pointwise_rows, .localise = localise_log_sigmoid, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

@@ -260,7 +260,8 @@ template <std::size_t... kIndex>
 void add_operators(RuleTable& table, std::index_sequence<kIndex...> /*indices*/) {
   ((table[kOperators[kIndex].name] = {.rows = kOperators[kIndex].rows,
                                       .localise = localise_random<kOperators[kIndex].fill>,
-                                      .output_sizes = random_output_sizes}),
+                                      .output_sizes = random_output_sizes,
+                                      .cuts = Cuts::kAny}),
    ...);
 }
 

@@ -67,8 +67,8 @@ void localise_mask(const OpCall& call, Decision& decision) {
 }  // namespace
 
 void add_random_mask_rules(RuleTable& table) {
-  table["aten::native_dropout"] = {.rows = mask_rows, .localise = localise_mask<compute_dropout>};
-  table["aten::rrelu_with_noise"] = {.rows = mask_rows, .localise = localise_mask<compute_rrelu>};
+  table["aten::native_dropout"] = {.rows = mask_rows, .localise = localise_mask<compute_dropout>, .cuts = Cuts::kAny};
+  table["aten::rrelu_with_noise"] = {.rows = mask_rows, .localise = localise_mask<compute_rrelu>, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

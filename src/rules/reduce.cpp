@@ -297,22 +297,22 @@ void localise_norm(const OpCall& call, Decision& decision) {
 }  // namespace
 
 void add_reduce_rules(RuleTable& table) {
-  table["aten::sum"] = {.rows = sum_rows};
-  table["aten::mean"] = {.rows = sum_rows, .localise = localise_mean};
+  table["aten::sum"] = {.rows = sum_rows, .cuts = Cuts::kAny};
+  table["aten::mean"] = {.rows = sum_rows, .localise = localise_mean, .cuts = Cuts::kAny};
   table["aten::amax"] = {.rows = max_rows};
   table["aten::amin"] = {.rows = min_rows};
   table["aten::max"] = {.rows = max_or_indices_rows};
   table["aten::min"] = {.rows = min_or_indices_rows};
   table["aten::aminmax"] = {.rows = both_extremes_rows};
-  table["aten::any"] = {.rows = truth_rows<PartialOp::kMax>};
-  table["aten::all"] = {.rows = truth_rows<PartialOp::kMin>};
-  for (const char* name : {"aten::count_nonzero", "aten::nansum", "aten::linalg__powsum"}) table[name] = {.rows = count_rows};
-  for (const char* name : {"aten::argmax", "aten::argmin"}) table[name] = {.rows = whole_dim_rows};
+  table["aten::any"] = {.rows = truth_rows<PartialOp::kMax>, .cuts = Cuts::kAny};
+  table["aten::all"] = {.rows = truth_rows<PartialOp::kMin>, .cuts = Cuts::kAny};
+  for (const char* name : {"aten::count_nonzero", "aten::nansum", "aten::linalg__powsum"}) table[name] = {.rows = count_rows, .cuts = Cuts::kAny};
+  for (const char* name : {"aten::argmax", "aten::argmin"}) table[name] = {.rows = whole_dim_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::var", "aten::std", "aten::var_mean", "aten::std_mean"}) {
-    table[name] = {.rows = combined_rows, .localise = localise_reduction<compute_variance>};
+    table[name] = {.rows = combined_rows, .localise = localise_reduction<compute_variance>, .cuts = Cuts::kAny};
   }
   table["aten::logsumexp"] = {.rows = combined_rows_of_something, .localise = localise_reduction<compute_logsumexp>};
-  table["aten::prod"] = {.rows = combined_rows, .localise = localise_reduction<compute_product>};
+  table["aten::prod"] = {.rows = combined_rows, .localise = localise_reduction<compute_product>, .cuts = Cuts::kAny};
   table["aten::trace"] = {.rows = trace_rows, .localise = localise_trace};
   table["aten::histc"] = {.rows = histogram_rows};
   for (const char* name : {"aten::linalg_vector_norm", "aten::norm"}) {

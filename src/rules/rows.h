@@ -8,6 +8,7 @@
 
 namespace tessera::rules {
 
+using tensor::Cuts;
 using tensor::Decision;
 using tensor::OpCall;
 using tensor::Row;
@@ -23,12 +24,13 @@ inline constexpr Placement P = Partial();
 [[nodiscard]] constexpr Placement S(std::int64_t dim) { return Shard(dim); }
 
 /// Appends a row, filled with Replicate up to the number of tensors and outputs of the call.
-inline void add_row(const OpCall& call, Rows& rows, std::initializer_list<Placement> inputs,
+inline Row& add_row(const OpCall& call, Rows& rows, std::initializer_list<Placement> inputs,
                     std::initializer_list<Placement> outputs) {
   Row row{{inputs}, {outputs}};
   row.inputs.resize(call.tensors.size());
   row.outputs.resize(static_cast<std::size_t>(call.num_outputs()));
   rows.push_back(std::move(row));
+  return rows.back();
 }
 
 /// Appends the row in which all tensors lie as `input` and all outputs as `output`.
@@ -57,6 +59,18 @@ inline void add_uniform_row(const OpCall& call, Rows& rows, Placement input, Pla
     if (dim >= 0 && std::find(dims.begin(), dims.end(), dim) == dims.end()) dims.push_back(dim);
   }
   return dims;
+}
+
+/// How some tensor of the call lies sharded on `axis`, each once, cuts and all: for rules that look at them.
+[[nodiscard]] inline c10::SmallVector<Placement, 4> sharded_placements(const OpCall& call, int axis) {
+  c10::SmallVector<Placement, 4> placements;
+  for (const TensorArg& tensor : call.tensors) {
+    const Placement here = tensor.defined ? tensor.placements[axis] : R;
+    if (here.is_shard() && std::find(placements.begin(), placements.end(), here) == placements.end()) {
+      placements.push_back(here);
+    }
+  }
+  return placements;
 }
 
 /// The dim that an operator with an argument `dim` works along.

@@ -65,7 +65,7 @@ void localise_multinomial(const OpCall& call, Decision& decision) {
 }  // namespace
 
 void add_sampling_rules(RuleTable& table) {
-  table["aten::multinomial"] = {.rows = multinomial_rows, .localise = localise_multinomial};
+  table["aten::multinomial"] = {.rows = multinomial_rows, .localise = localise_multinomial, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

@@ -94,18 +94,50 @@ void localise_softmax(const OpCall& call, Decision& decision) {
   decision.compute = Spread;
 }
 
+/// glu(self, dim): both halves are needed at the same places, so a shard in two groups has them.
+void glu_row(const OpCall& call, int axis, Rows& rows, int halves, bool backward) {
+  const std::int64_t along = worked_dim(call);
+  Placement both = call.tensor(halves).placements[axis];
+  if (!both.is_shard(along) || both.cut.groups % 2 != 0) return;
+  for (int other = 0; other < call.mesh.num_axes(); ++other) {
+    if (other != axis && call.tensor(halves).placements[other].is_shard(along)) return;
+  }
+  const std::int64_t size = call.tensor(halves).sizes[static_cast<std::size_t>(along)] / 2;
+  Cut half = both.cut;
+  half.groups /= 2;
+  const Placement one = Shard(along, tensor::canonical_cut(half, size, call.mesh.axis_size(axis)));
+  backward ? add_row(call, rows, {one, both}, {both}) : add_row(call, rows, {both}, {one});
+}
+
+void glu_rows(const OpCall& call, int axis, Rows& rows) {
+  for (const Placement& here : sharded_placements(call, axis)) {
+    if (here.dim != worked_dim(call)) add_uniform_row(call, rows, here, here);
+  }
+  // glu_backward(grad_output, self, dim)
+  const bool backward = call.num_tensors() == 2;
+  glu_row(call, axis, rows, backward ? 1 : 0, backward);
+}
+
+std::vector<Sizes> glu_sizes(const OpCall& call) {
+  const bool backward = call.num_tensors() == 2;
+  const at::IntArrayRef halves = call.tensor(backward ? 1 : 0).sizes;
+  Sizes sizes(halves.begin(), halves.end());
+  if (!backward) sizes[static_cast<std::size_t>(worked_dim(call))] /= 2;
+  return {sizes};
+}
+
 }  // namespace
 
 void add_softmax_rules(RuleTable& table) {
-  table["aten::_softmax"] = {.rows = softmax_rows, .localise = localise_softmax<compute_forward<softmax>>};
-  table["aten::_log_softmax"] = {.rows = softmax_rows, .localise = localise_softmax<compute_forward<log_softmax>>};
+  table["aten::_softmax"] = {.rows = softmax_rows, .localise = localise_softmax<compute_forward<softmax>>, .cuts = Cuts::kAny};
+  table["aten::_log_softmax"] = {.rows = softmax_rows, .localise = localise_softmax<compute_forward<log_softmax>>, .cuts = Cuts::kAny};
   table["aten::_softmax_backward_data"] = {.rows = softmax_rows,
-                                           .localise = localise_softmax<compute_backward<softmax_backward>>};
+                                           .localise = localise_softmax<compute_backward<softmax_backward>>, .cuts = Cuts::kAny};
   table["aten::_log_softmax_backward_data"] = {.rows = softmax_rows,
-                                               .localise = localise_softmax<compute_backward<log_softmax_backward>>};
-  for (const char* name : {"aten::_safe_softmax", "aten::glu", "aten::glu_backward"}) {
-    table[name] = {.rows = other_dim_rows};
-  }
+                                               .localise = localise_softmax<compute_backward<log_softmax_backward>>, .cuts = Cuts::kAny};
+  table["aten::_safe_softmax"] = {.rows = other_dim_rows, .cuts = Cuts::kAny};
+  table["aten::glu"] = table["aten::glu_backward"] = {
+      .rows = glu_rows, .output_sizes = glu_sizes, .cuts = Cuts::kSeen};
 }
 
 }  // namespace tessera::rules

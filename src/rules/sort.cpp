@@ -33,13 +33,13 @@ void renorm_rows(const OpCall& call, int axis, Rows& rows) {
 void add_sort_rules(RuleTable& table) {
   for (const char* name : {"aten::sort", "aten::topk", "aten::cumprod", "aten::cummax", "aten::cummin",
                            "aten::logcumsumexp", "aten::_logcumsumexp"}) {
-    table[name] = {.rows = other_dim_rows};
+    table[name] = {.rows = other_dim_rows, .cuts = Cuts::kAny};
   }
-  table["aten::cumsum"] = {.rows = linear_scan_rows};
+  table["aten::cumsum"] = {.rows = linear_scan_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::kthvalue", "aten::mode", "aten::median", "aten::nanmedian"}) {
-    table[name] = {.rows = selecting_rows};
+    table[name] = {.rows = selecting_rows, .cuts = Cuts::kAny};
   }
-  table["aten::renorm"] = {.rows = renorm_rows};
+  table["aten::renorm"] = {.rows = renorm_rows, .cuts = Cuts::kAny};
 }
 
 }  // namespace tessera::rules

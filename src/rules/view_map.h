@@ -2,6 +2,8 @@
 // Which output dim of a view a sharded input dim becomes.
 #pragma once
 
+#include <optional>
+
 #include "tensor/layout.h"
 
 namespace tessera::rules {
@@ -9,10 +11,16 @@ namespace tessera::rules {
 /// Resolves a -1 in the sizes asked of a view of `numel` elements.
 [[nodiscard]] tensor::Sizes infer_view_sizes(at::IntArrayRef asked, std::int64_t numel);
 
-/// Input dims and output dims of a view fall into groups of equal product. A shard of `dim` (cut into `shards` parts)
-/// stays if `dim` is the outermost of its group: it becomes the outermost output dim of the group, provided that both
-/// are cut evenly there; a dim that merely passes through may be cut unevenly. -1: the shard cannot stay.
-[[nodiscard]] std::int64_t map_view_dim(at::IntArrayRef input, at::IntArrayRef output, std::int64_t dim,
-                                        std::int64_t shards);
+/// Input dims and output dims of a view fall into groups of equal product. How a shard lies after it, if nothing else cuts its
+/// group: in the flattened group every cut is one in groups and units; dims in front of the sharded one repeat it, dims behind it make its units
+/// longer. The output dim is the innermost that can be cut at the same places. Nothing: the shard cannot stay.
+[[nodiscard]] std::optional<Placement> map_view_shard(at::IntArrayRef input, at::IntArrayRef output, const Placement& shard,
+                                                      int ranks);
+
+/// True if `a` and `b` are dims of one group.
+[[nodiscard]] bool same_view_group(at::IntArrayRef input, at::IntArrayRef output, std::int64_t a, std::int64_t b);
+
+/// The output dim that `dim` is, as a whole and alone; -1 if it is taken apart or merged.
+[[nodiscard]] std::int64_t passed_through(at::IntArrayRef input, at::IntArrayRef output, std::int64_t dim);
 
 }  // namespace tessera::rules

@@ -84,7 +84,7 @@ Placements Call::output_placements(const Decision& decision, std::size_t output)
     const bool planned = (plan->axes >> static_cast<unsigned>(axis) & 1U) != 0 && mesh_->axis_size(axis) > 1;
     if (planned) wanted[axis] = plan->placements[axis];
   }
-  return wanted;
+  return canonical(wanted, decision.output_sizes[0], *mesh_);
 }
 
 at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decision) const {
@@ -146,7 +146,7 @@ void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t o
     const Placements& placements = decision.outputs[output];
     Sizes sizes(local.sizes().begin(), local.sizes().end());
     for (const Placement& placement : placements) {
-      // Rules keep a list's sharded dim as long as the input's.
+      // A list's sharded dim is as long as the input's, or as the rule says, in all of its tensors.
       if (placement.is_shard()) {
         sizes[static_cast<std::size_t>(placement.dim)] =
             decision.output_sizes[output][static_cast<std::size_t>(placement.dim)];

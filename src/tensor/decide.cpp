@@ -95,9 +95,74 @@ bool writes_where_it_reads(const OpCall& call, const Row& row) {
   return !call.in_place || row.outputs[0] == row.inputs[0];
 }
 
+bool has_cuts(const OpCall& call, int axis) {
+  return std::any_of(call.tensors.begin(), call.tensors.end(), [&](const TensorArg& tensor) {
+    return tensor.defined && tensor.placements[axis].is_shard() && !tensor.placements[axis].cut.is_plain();
+  });
+}
+
+/// The call as if all shards were plain.
+OpCall without_cuts(const OpCall& call) {
+  OpCall result = call;
+  for (TensorArg& tensor : result.tensors) {
+    for (int axis = 0; axis < tensor.placements.size(); ++axis) tensor.placements[axis].cut = {};
+  }
+  return result;
+}
+
+/// A row cuts one logical dim, wherever it shows up; where sizes tell that it is not one, nothing is known.
+bool cuts_one_size(const OpCall& call, const Row& row) {
+  std::int64_t size = -1;
+  for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+    if (!call.tensors[i].defined || !row.inputs[i].is_shard()) continue;
+    const std::int64_t own = call.tensors[i].sizes[static_cast<std::size_t>(row.inputs[i].dim)];
+    if (size >= 0 && own != size) return false;
+    size = own;
+  }
+  return true;
+}
+
+Row with_cut(Row row, const Cut& cut) {
+  const auto dress = [&](auto& placements) {
+    for (Placement& placement : placements) {
+      if (placement.is_shard()) placement.cut = cut;
+    }
+  };
+  dress(row.inputs);
+  dress(row.outputs);
+  return row;
+}
+
+/// Appends to `rows`, which cut plainly, those that cut as some input lies along the dim that its row cuts.
+void add_rows_with_cuts(const OpCall& call, int axis, Rows& rows) {
+  const std::size_t count = rows.size();
+  for (std::size_t k = 0; k < count; ++k) {
+    if (rows[k].counts_places || !cuts_exist(call, rows[k]) || !cuts_one_size(call, rows[k])) continue;
+    c10::SmallVector<Cut, 2> seen;
+    for (std::size_t i = 0; i < call.tensors.size(); ++i) {
+      const Placement& here = call.tensors[i].placements[axis];
+      const Placement& wanted = rows[k].inputs[i];
+      const bool follows = call.tensors[i].defined && wanted.is_shard() && here.is_shard(wanted.dim);
+      if (!follows || here.cut.is_plain() || !wanted.cut.is_plain()) continue;
+      if (std::find(seen.begin(), seen.end(), here.cut) != seen.end()) continue;
+      seen.push_back(here.cut);
+      rows.push_back(with_cut(rows[k], here.cut));
+    }
+  }
+}
+
+void offer_rows(const OpCall& call, const Rule& rule, int axis, Rows& rows) {
+  if (rule.cuts == Cuts::kSeen || !has_cuts(call, axis)) {
+    rule.rows(call, axis, rows);
+    return;
+  }
+  rule.rows(without_cuts(call), axis, rows);
+  if (rule.cuts == Cuts::kAny) add_rows_with_cuts(call, axis, rows);
+}
+
 Row choose_row(const OpCall& call, const Rule* rule, int axis) {
   Rows rows{replicated_row(call)};
-  if (rule != nullptr && rule->rows != nullptr) rule->rows(call, axis, rows);
+  if (rule != nullptr && rule->rows != nullptr) offer_rows(call, *rule, axis, rows);
   const Row* best = nullptr;
   Cost best_cost{std::numeric_limits<double>::infinity(), 0};
   for (const Row& row : rows) {
@@ -247,7 +312,7 @@ void fill_output_sizes(const OpCall& call, const Rule* rule, Decision& decision,
   for (std::size_t i = 0; i < local_outputs.size(); ++i) {
     if (!decision.elements.empty() && local_outputs[i].isTensorList()) {
       fill_element_sizes(call, decision, i, local_outputs[i].toListRef());
-    } else if (local_outputs[i].isTensorList() && !local_outputs[i].toListRef().empty()) {
+    } else if (local_outputs[i].isTensorList() && !local_outputs[i].toListRef().empty() && sizes[i].empty()) {
       const at::Tensor& first = local_outputs[i].toListRef()[0].toTensor();
       sizes[i] = follow_inputs(call, decision, decision.outputs[i], first.sizes());
     }

@@ -22,9 +22,11 @@ constexpr std::int64_t kUnread = -0x7e58;
 void CallKey::add(const Placements& placements) {
   for (const Placement& placement : placements) {
     const bool has_stages = placement.stages != 0;
-    words_.push_back(static_cast<std::int64_t>(has_stages) << 40 | static_cast<std::int64_t>(placement.kind) << 32 |
+    const bool has_cut = !placement.cut.is_plain();
+    words_.push_back(static_cast<std::int64_t>(has_cut) << 41 | static_cast<std::int64_t>(has_stages) << 40 | static_cast<std::int64_t>(placement.kind) << 32 |
                      static_cast<std::int64_t>(placement.op) << 16 | placement.dim);
     if (has_stages) words_.push_back(static_cast<std::int64_t>(placement.stages));
+    if (has_cut) words_.push_back(static_cast<std::int64_t>(placement.cut.groups) << 32 | placement.cut.unit);
   }
 }
 

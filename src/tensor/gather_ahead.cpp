@@ -15,20 +15,20 @@ constexpr std::size_t kMaxUses = 1 << 16;
 
 }  // namespace
 
-GatherAhead::Use::Use(const at::Tensor& shard, std::int64_t dim_, std::int64_t size_, const Mesh& mesh, int axis_)
+GatherAhead::Use::Use(const at::Tensor& shard, std::int64_t dim_, const DimCut& cut_, const Mesh& mesh, int axis_)
     : memory(shard.storage().getWeakStorageImpl()),
       options(shard.options()),
       sizes(shard.sizes().vec()),
       strides(shard.strides().vec()),
       offset(shard.storage_offset()),
       dim(dim_),
-      size(size_),
+      cut(cut_),
       axis(axis_),
       group(mesh.along(axis_)) {}
 
 bool GatherAhead::Use::operator==(const Use& other) const {
   return memory._unsafe_get_target() == other.memory._unsafe_get_target() && offset == other.offset &&
-         dim == other.dim && size == other.size && axis == other.axis && sizes == other.sizes &&
+         dim == other.dim && cut == other.cut && axis == other.axis && sizes == other.sizes &&
          strides == other.strides && options.dtype() == other.options.dtype();
 }
 
@@ -44,20 +44,20 @@ at::Tensor GatherAhead::Use::shard() const {
 }
 
 std::int64_t GatherAhead::Use::whole_bytes() const {
-  std::int64_t elements = chunk_extent(size, group.size(), 0).length * group.size();
+  std::int64_t elements = cut.largest() * cut.ranks();
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (static_cast<std::int64_t>(i) != dim) elements *= sizes[i];
   }
   return elements * static_cast<std::int64_t>(options.dtype().itemsize());
 }
 
-at::Tensor GatherAhead::gather(const at::Tensor& shard, std::int64_t dim, std::int64_t size, const Mesh& mesh,
+at::Tensor GatherAhead::gather(const at::Tensor& shard, std::int64_t dim, const DimCut& cut, const Mesh& mesh,
                                int axis) {
-  const Use use(shard, dim, size, mesh, axis);
+  const Use use(shard, dim, cut, mesh, axis);
   follow(use);
   at::Tensor whole = take(use);
   if (!whole.defined()) {
-    const ShardRows rows(shard, dim, size, use.group.size());
+    const ShardRows rows(shard, dim, cut);
     whole = rows.whole(use.group.all_gather(rows.rows));
   }
   start_next();
@@ -96,7 +96,7 @@ void GatherAhead::start_next() {
     if (started_bytes_ + use.whole_bytes() > window_bytes_) return;
     const at::Tensor shard = use.shard();
     if (!shard.defined()) return;
-    ShardRows rows(shard, use.dim, use.size, use.group.size());
+    ShardRows rows(shard, use.dim, use.cut);
     std::vector<std::int64_t> sizes = rows.rows.sizes().vec();
     sizes[0] *= use.group.size();
     at::Tensor gathered = at::empty(sizes, rows.rows.options());

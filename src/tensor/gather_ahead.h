@@ -31,8 +31,8 @@ class GatherAhead {
   GatherAhead(const GatherAhead&) = delete;
   GatherAhead& operator=(const GatherAhead&) = delete;
 
-  /// The whole of a dim of `size` along `axis`, of which this rank has `shard`: memory of a parameter.
-  [[nodiscard]] at::Tensor gather(const at::Tensor& shard, std::int64_t dim, std::int64_t size, const Mesh& mesh,
+  /// The whole of a dim that `axis` cuts, of which this rank has `shard`: memory of a parameter.
+  [[nodiscard]] at::Tensor gather(const at::Tensor& shard, std::int64_t dim, const DimCut& cut, const Mesh& mesh,
                                   int axis);
   /// The shard's memory was written: what was gathered of it is out of date.
   void forget(const at::Tensor& shard);
@@ -42,7 +42,7 @@ class GatherAhead {
  private:
   /// One gather of the order. Does not keep the shard alive.
   struct Use {
-    Use(const at::Tensor& shard, std::int64_t dim, std::int64_t size, const Mesh& mesh, int axis);
+    Use(const at::Tensor& shard, std::int64_t dim, const DimCut& cut, const Mesh& mesh, int axis);
     [[nodiscard]] bool operator==(const Use& other) const;
     [[nodiscard]] bool is_of(const at::Tensor& tensor) const;
     /// Undefined if its memory is gone.
@@ -55,7 +55,7 @@ class GatherAhead {
     std::vector<std::int64_t> strides;
     std::int64_t offset;
     std::int64_t dim;
-    std::int64_t size;
+    DimCut cut;
     int axis;
     comm::Communicator group;
   };

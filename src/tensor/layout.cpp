@@ -4,17 +4,70 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
+
+#include "tessera/base/error.h"
 
 namespace tessera::tensor {
 
-Extent local_extent(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh) {
-  Extent extent{0, size};
+Extents local_runs(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh) {
+  Extents runs{{0, size}};
+  std::int64_t length = size;
   for (int axis = placements.size() - 1; axis >= 0; --axis) {
     if (!placements[axis].is_shard(dim)) continue;
-    const Extent part = chunk_extent(extent.length, mesh.axis_size(axis), mesh.coordinate(axis));
-    extent = {extent.offset + part.offset, part.length};
+    const DimCut cut(length, placements[axis].cut, mesh.axis_size(axis));
+    Extents mine;
+    for (const Extent& place : cut.runs(mesh.coordinate(axis))) append_within(mine, runs, place);
+    runs = std::move(mine);
+    length = cut.length(mesh.coordinate(axis));
   }
-  return extent;
+  return runs;
+}
+
+std::int64_t local_length(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh) {
+  for (int axis = placements.size() - 1; axis >= 0; --axis) {
+    if (!placements[axis].is_shard(dim)) continue;
+    size = DimCut(size, placements[axis].cut, mesh.axis_size(axis)).length(mesh.coordinate(axis));
+  }
+  return size;
+}
+
+Extent local_extent(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh) {
+  const Extents runs = local_runs(size, dim, placements, mesh);
+  check<Error>(runs.size() <= 1, "dim {} of {}: rank {} holds {} parts of it, where one was asked for; the rule is wrong", dim,
+               size, mesh.rank(), runs.size());
+  return runs.empty() ? Extent{size, 0} : runs[0];
+}
+
+void check_cuts(std::string_view operation, at::IntArrayRef sizes, const Placements& placements, const Mesh& mesh) {
+  for (int axis = 0; axis < placements.size(); ++axis) {
+    const Placement& placement = placements[axis];
+    if (!placement.is_shard() || placement.cut.is_plain()) continue;
+    const std::int64_t size = sizes[static_cast<std::size_t>(placement.dim)];
+    check<ShapeError>(placement.cut.groups >= 1 && placement.cut.unit >= 1 && size % placement.cut.groups == 0,
+                      "{}: {} of a dim of {}; allowed: units from 1 up, and groups that divide the dim", operation,
+                      to_string(placement), size);
+    for (int later = axis + 1; later < placements.size(); ++later) {
+      check<ShapeError>(placement.cut.groups == 1 || !placements[later].is_shard(placement.dim) || mesh.axis_size(later) == 1,
+                        "{}: {} on axis {}, but axis {} cuts that dim first; give the groups to that one", operation,
+                        to_string(placement), mesh.axes()[static_cast<std::size_t>(axis)].name,
+                        mesh.axes()[static_cast<std::size_t>(later)].name);
+    }
+  }
+}
+
+Placements canonical(Placements placements, at::IntArrayRef sizes, const Mesh& mesh) {
+  unsigned long long seen = 0;
+  for (int axis = placements.size() - 1; axis >= 0; --axis) {
+    Placement& placement = placements[axis];
+    const bool has_dim = placement.is_shard() && static_cast<std::size_t>(placement.dim) < sizes.size();
+    if (!has_dim || mesh.axis_size(axis) == 1) continue;
+    const auto bit = 1ULL << static_cast<unsigned>(placement.dim);
+    const bool is_first = (std::exchange(seen, seen | bit) & bit) == 0;
+    const std::int64_t size = sizes[static_cast<std::size_t>(placement.dim)];
+    if (is_first) placement.cut = canonical_cut(placement.cut, size, mesh.axis_size(axis));
+  }
+  return placements;
 }
 
 Sizes local_sizes(at::IntArrayRef global_sizes, const Placements& placements, const Mesh& mesh) {
@@ -22,7 +75,7 @@ Sizes local_sizes(at::IntArrayRef global_sizes, const Placements& placements, co
   for (const Placement& placement : placements) {
     if (!placement.is_shard()) continue;
     const auto dim = static_cast<std::size_t>(placement.dim);
-    sizes[dim] = local_extent(global_sizes[dim], placement.dim, placements, mesh).length;
+    sizes[dim] = local_length(global_sizes[dim], placement.dim, placements, mesh);
   }
   return sizes;
 }
@@ -41,12 +94,34 @@ std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh)
   return shards;
 }
 
+namespace {
+
+/// True if the last rank along every axis, which has least, holds fewer than two elements of `dim`.
+bool may_hold_one(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh) {
+  for (int axis = placements.size() - 1; axis >= 0; --axis) {
+    if (!placements[axis].is_shard(dim)) continue;
+    size = DimCut(size, placements[axis].cut, mesh.axis_size(axis)).length(mesh.axis_size(axis) - 1);
+  }
+  return size < 2;
+}
+
+bool is_plain(int dim, const Placements& placements) {
+  return std::all_of(placements.begin(), placements.end(),
+                     [&](const Placement& placement) { return !placement.is_shard(dim) || placement.cut.is_plain(); });
+}
+
+}  // namespace
+
 bool strides_are_ambiguous(const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes) {
   for (const Placement& placement : placements) {
     if (!placement.is_shard()) continue;
     const std::int64_t size = global_sizes[static_cast<std::size_t>(placement.dim)];
     const std::int64_t shards = num_shards(placement.dim, placements, mesh);
     if (shards == 1) continue;
+    if (!is_plain(placement.dim, placements)) {
+      if (may_hold_one(size, placement.dim, placements, mesh)) return true;
+      continue;
+    }
     // The last of uneven chunks is the smallest: at least size / shards - (shards - 1).
     if (size < 2 * shards || (size % shards != 0 && size < shards * (shards + 1))) return true;
   }

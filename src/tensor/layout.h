@@ -5,15 +5,33 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
+#include <string_view>
+
+#include "tensor/dim_cut.h"
 #include "tessera/mesh/mesh.h"
 
 namespace tessera::tensor {
 
 using Sizes = c10::SmallVector<std::int64_t, 6>;
 
-/// The part of dim `dim` (of global `size`) that this rank holds: chunks of chunks. The last axis of the mesh cuts first,
-/// so that what dp_shard cut of a tensor-parallel shard is gathered without asking the tensor-parallel ranks.
+/// The parts of dim `dim` (of global `size`) that this rank holds: chunks of chunks, several if it is cut in groups. The last
+/// axis of the mesh cuts first, so that what dp_shard cut of a tensor-parallel shard is gathered without asking the
+/// tensor-parallel ranks; the others cut what it left, as it lies one behind the other.
+[[nodiscard]] Extents local_runs(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh);
+
+/// How long they are together.
+[[nodiscard]] std::int64_t local_length(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh);
+
+/// The same as one part, for who counts from where it begins. Throws Error if the rank holds several.
 [[nodiscard]] Extent local_extent(std::int64_t size, int dim, const Placements& placements, const Mesh& mesh);
+
+/// Throws ShapeError naming `operation` if a cut makes no sense for a tensor of `sizes`: groups are equal parts of a whole dim,
+/// so they belong to the axis that cuts it first.
+void check_cuts(std::string_view operation, at::IntArrayRef sizes, const Placements& placements, const Mesh& mesh);
+
+/// `placements` of a tensor of `sizes` with cuts as canonical_cut() writes them. Only the axis that cuts a dim first can
+/// know what it cuts; cuts of others stay as they are.
+[[nodiscard]] Placements canonical(Placements placements, at::IntArrayRef sizes, const Mesh& mesh);
 
 /// Sizes of this rank's shard of a tensor of `global_sizes`.
 [[nodiscard]] Sizes local_sizes(at::IntArrayRef global_sizes, const Placements& placements, const Mesh& mesh);

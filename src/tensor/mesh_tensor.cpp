@@ -52,17 +52,18 @@ void check_placements(at::IntArrayRef sizes, const Mesh& mesh, const Placements&
     check<ShapeError>(partial_allowed || !placement.is_partial(),
                       "distribute: partial is the state of a sum under way; allowed: replicate, shard(DIM)");
   }
+  tensor::check_cuts("distribute", sizes, placements, mesh);
   check_stages(mesh, placements);
 }
 
-/// Axes of one rank have nothing to cut or to reduce: everything is replicated there.
-Placements normalise(Placements placements, const Mesh& mesh) {
+/// Axes of one rank have nothing to cut or to reduce: everything is replicated there. Cuts are written in one way.
+Placements normalise(Placements placements, at::IntArrayRef sizes, const Mesh& mesh) {
   for (int axis = 0; axis < placements.size(); ++axis) {
     if (mesh.axis_size(axis) == 1) placements[axis] = Replicate();
   }
   const tensor::StageMap& map = tensor::MeshRuntime::of(mesh).stages.map();
   if (map.axis() >= 0) placements[map.axis()] = map.placement_of(map.set_of(placements));
-  return placements;
+  return tensor::canonical(placements, sizes, mesh);
 }
 
 const Placements& checked_placements(const at::Tensor& tensor, const char* operation) {
@@ -99,7 +100,7 @@ at::Tensor distribute(const at::Tensor& tensor, const Mesh& mesh, const Placemen
   check<ShapeError>(!tensor::is_mesh(tensor), "distribute: the tensor is on mesh {} already; use tessera::redistribute",
                     tensor::is_mesh(tensor) ? tensor::storage_of(tensor).mesh().to_string() : "");
   check_placements(tensor.sizes(), mesh, placements, /*partial_allowed=*/false);
-  const Placements target = normalise(placements, mesh);
+  const Placements target = normalise(placements, tensor.sizes(), mesh);
   at::NoGradGuard no_grad;
   at::Tensor value = tensor.detach().to(mesh.device());
   if (source == Source::kRankZero && mesh.size() > 1) {
@@ -125,7 +126,7 @@ at::Tensor from_local(const at::Tensor& local, const Mesh& mesh, const Placement
                       at::IntArrayRef global_sizes) {
   tensor::register_operators();
   check_placements(global_sizes, mesh, placements, /*partial_allowed=*/true);
-  const Placements target = normalise(placements, mesh);
+  const Placements target = normalise(placements, global_sizes, mesh);
   const tensor::Sizes expected = tensor::local_sizes(global_sizes, target, mesh);
   check<ShapeError>(local.sizes() == at::IntArrayRef(expected),
                     "from_local: rank {} passes a shard of sizes [{}]; {} of [{}] on mesh {} leaves it [{}]",
@@ -154,7 +155,7 @@ at::Tensor full(const at::Tensor& tensor) {
 at::Tensor redistribute(const at::Tensor& tensor, const Placements& placements) {
   const Mesh& mesh = mesh_of(tensor);
   check_placements(tensor.sizes(), mesh, placements, /*partial_allowed=*/true);
-  const Placements target = normalise(placements, mesh);
+  const Placements target = normalise(placements, tensor.sizes(), mesh);
   for (int axis = 0; axis < target.size(); ++axis) {
     check<ShapeError>(!target[axis].is_partial() || tensor::storage_of(tensor).placements()[axis] == target[axis],
                       "redistribute: axis {} cannot become partial; allowed: replicate, shard(DIM)",

@@ -3,7 +3,6 @@
 #include "tensor/redistribute.h"
 
 #include <ATen/ops/cat.h>
-#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
@@ -13,7 +12,6 @@
 
 #include "tensor/decision_cache.h"
 #include "tensor/gather_ahead.h"
-#include "tensor/layout.h"
 #include "tessera/base/error.h"
 
 namespace tessera::tensor {
@@ -31,26 +29,19 @@ comm::ReduceOp reduce_op(PartialOp op) {
   return comm::ReduceOp::kSum;
 }
 
-at::Tensor pad_dim(const at::Tensor& tensor, std::int64_t dim, std::int64_t length) {
-  const std::int64_t missing = length - tensor.size(dim);
-  if (missing == 0) return tensor;
-  std::vector<std::int64_t> padding(static_cast<std::size_t>(2 * (tensor.dim() - dim)), 0);
-  padding.back() = missing;
-  return at::constant_pad_nd(tensor, padding);
-}
-
-/// Shards of a dim of `size`, one per rank of `group`, become the whole dim.
-at::Tensor gather(const at::Tensor& local, std::int64_t dim, std::int64_t size, const comm::Communicator& group) {
-  const ShardRows shard(local, dim, size, group.size());
+/// Shards of a dim, one per rank of `group`, become the whole dim.
+at::Tensor gather(const at::Tensor& local, std::int64_t dim, const DimCut& cut, const comm::Communicator& group) {
+  const ShardRows shard(local, dim, cut);
   return shard.whole(group.all_gather(shard.rows));
 }
 
-/// Sum of everybody's `local`, each rank keeping its chunk of `dim`.
-at::Tensor reduce_scatter(const at::Tensor& local, std::int64_t dim, PartialOp op, const comm::Communicator& group) {
+/// Sum of everybody's `local`, each rank keeping its part of `dim`.
+at::Tensor reduce_scatter(const at::Tensor& local, std::int64_t dim, const DimCut& cut, PartialOp op,
+                          const comm::Communicator& group) {
   // A sum of complex numbers is one of pairs.
-  if (local.is_complex()) return at::view_as_complex(reduce_scatter(at::view_as_real(local), dim, op, group));
-  const at::Tensor mine = group.reduce_scatter(rows_to_scatter(local, dim, group.size()), reduce_op(op));
-  return from_scattered_rows(mine, dim, local.size(dim), group.size(), group.rank()).contiguous();
+  if (local.is_complex()) return at::view_as_complex(reduce_scatter(at::view_as_real(local), dim, cut, op, group));
+  const at::Tensor mine = group.reduce_scatter(rows_to_scatter(local, dim, cut), reduce_op(op));
+  return from_scattered_rows(mine, dim, cut, group.rank()).contiguous();
 }
 
 /// A new tensor with the reduction; `local` stays as it was (views of it may still be partial).
@@ -63,33 +54,91 @@ at::Tensor all_reduce(const at::Tensor& local, PartialOp op, const comm::Communi
   return result;
 }
 
-/// Shards of dim `from` (of `size`) become shards of dim `to`.
-at::Tensor exchange(const at::Tensor& local, std::int64_t from, std::int64_t size, std::int64_t to,
-                    const comm::Communicator& group) {
-  const int ranks = group.size();
-  std::vector<at::Tensor> outgoing;
+/// One all-to-all: `outgoing` are the pieces for each rank, `sizes_from(rank)` what that rank sends here.
+template <class SizesFrom>
+std::vector<at::Tensor> exchange_pieces(std::vector<at::Tensor> outgoing, const SizesFrom& sizes_from,
+                                        const comm::Communicator& group) {
   std::vector<std::int64_t> send_counts;
   std::vector<std::int64_t> receive_counts;
-  const Extent mine = chunk_extent(local.size(to), ranks, group.rank());
-  std::vector<std::int64_t> piece_sizes = local.sizes().vec();
-  piece_sizes[static_cast<std::size_t>(to)] = mine.length;
-  for (int peer = 0; peer < ranks; ++peer) {
-    const Extent theirs = chunk_extent(local.size(to), ranks, peer);
-    outgoing.push_back(local.narrow(to, theirs.offset, theirs.length).reshape({-1}));
-    send_counts.push_back(outgoing.back().numel());
-    piece_sizes[static_cast<std::size_t>(from)] = chunk_extent(size, ranks, peer).length;
-    receive_counts.push_back(c10::multiply_integers(piece_sizes));
+  for (int peer = 0; peer < group.size(); ++peer) {
+    at::Tensor& piece = outgoing[static_cast<std::size_t>(peer)];
+    piece = piece.reshape({-1});
+    send_counts.push_back(piece.numel());
+    receive_counts.push_back(c10::multiply_integers(sizes_from(peer)));
   }
   const at::Tensor received = group.all_to_all(at::cat(outgoing), send_counts, receive_counts);
-  std::vector<at::Tensor> pieces;
+  std::vector<at::Tensor> incoming;
   std::int64_t offset = 0;
-  for (int peer = 0; peer < ranks; ++peer) {
-    piece_sizes[static_cast<std::size_t>(from)] = chunk_extent(size, ranks, peer).length;
+  for (int peer = 0; peer < group.size(); ++peer) {
     const std::int64_t count = receive_counts[static_cast<std::size_t>(peer)];
-    pieces.push_back(received.narrow(0, offset, count).view(piece_sizes));
+    incoming.push_back(received.narrow(0, offset, count).view(sizes_from(peer)));
     offset += count;
   }
-  return at::cat(pieces, from);
+  return incoming;
+}
+
+/// Shards of dim `from` become shards of dim `to`, cut as `from_cut` and `to_cut` say.
+at::Tensor exchange(const at::Tensor& local, std::int64_t from, const DimCut& from_cut, std::int64_t to,
+                    const DimCut& to_cut, const comm::Communicator& group) {
+  std::vector<at::Tensor> outgoing;
+  for (int peer = 0; peer < group.size(); ++peer) outgoing.push_back(to_cut.part(local, to, peer));
+  const auto sizes_from = [&](int peer) {
+    std::vector<std::int64_t> sizes = local.sizes().vec();
+    sizes[static_cast<std::size_t>(to)] = to_cut.length(group.rank());
+    sizes[static_cast<std::size_t>(from)] = from_cut.length(peer);
+    return sizes;
+  };
+  const std::vector<at::Tensor> incoming = exchange_pieces(std::move(outgoing), sizes_from, group);
+  Pieces pieces;
+  for (int peer = 0; peer < group.size(); ++peer) {
+    std::int64_t place = 0;
+    for (const Extent& run : from_cut.runs(peer)) {
+      pieces.emplace_back(run.offset, incoming[static_cast<std::size_t>(peer)].narrow(from, place, run.length));
+      place += run.length;
+    }
+  }
+  return pieces.empty() ? local.new_empty(sizes_from(0)) : joined(std::move(pieces), from);
+}
+
+/// `extents`, parts of those that `local` holds along `dim`, one after the other.
+at::Tensor taken(const at::Tensor& local, std::int64_t dim, const Extents& held, const Extents& extents) {
+  std::vector<at::Tensor> pieces{local.narrow(dim, 0, 0)};
+  for (const Extent& extent : extents) {
+    std::int64_t place = 0;
+    for (const Extent& run : held) {
+      const bool is_here = run.offset <= extent.offset && extent.offset < run.offset + run.length;
+      if (is_here) pieces.push_back(local.narrow(dim, place + extent.offset - run.offset, extent.length));
+      place += run.length;
+    }
+  }
+  return at::cat(pieces, dim);
+}
+
+/// Shards of `dim`, cut as `from` says, become shards of it that are cut as `to` says.
+at::Tensor cut_again(const at::Tensor& local, std::int64_t dim, const DimCut& from, const DimCut& to,
+                     const comm::Communicator& group) {
+  const Extents held = from.runs(group.rank());
+  const Extents wanted = to.runs(group.rank());
+  std::vector<at::Tensor> outgoing;
+  for (int peer = 0; peer < group.size(); ++peer) {
+    outgoing.push_back(taken(local, dim, held, intersection(held, to.runs(peer))));
+  }
+  const auto sizes_from = [&](int peer) {
+    std::vector<std::int64_t> sizes = local.sizes().vec();
+    sizes[static_cast<std::size_t>(dim)] = 0;
+    for (const Extent& extent : intersection(from.runs(peer), wanted)) sizes[static_cast<std::size_t>(dim)] += extent.length;
+    return sizes;
+  };
+  const std::vector<at::Tensor> incoming = exchange_pieces(std::move(outgoing), sizes_from, group);
+  Pieces pieces{{0, incoming[0].narrow(dim, 0, 0)}};
+  for (int peer = 0; peer < group.size(); ++peer) {
+    std::int64_t place = 0;
+    for (const Extent& extent : intersection(from.runs(peer), wanted)) {
+      pieces.emplace_back(extent.offset, incoming[static_cast<std::size_t>(peer)].narrow(dim, place, extent.length));
+      place += extent.length;
+    }
+  }
+  return joined(std::move(pieces), dim);
 }
 
 /// What gathers a parameter for its use: along the axes whose bits are set.
@@ -107,19 +156,20 @@ struct Step {
   const Mesh& mesh;
   GatherForUse for_use;
 
-  /// Gathers `dim`, of `size` before `axis` cut it.
-  void gather_axis(int axis, int dim, std::int64_t size) {
+  /// Gathers `dim`, which `axis` cuts.
+  void gather_axis(int axis, int dim, const DimCut& cut) {
     const bool is_ahead = (for_use.axes >> static_cast<unsigned>(axis) & 1U) != 0;
-    local = is_ahead ? for_use.ahead->gather(local, dim, size, mesh, axis) : gather(local, dim, size, mesh.along(axis));
+    local = is_ahead ? for_use.ahead->gather(local, dim, cut, mesh, axis) : gather(local, dim, cut, mesh.along(axis));
     now[axis] = Replicate();
     for_use = {};  // the rest is not memory of the parameter
   }
 
-  /// Extent of `dim` on this rank before `axis` cuts it.
-  [[nodiscard]] std::int64_t size_before(int axis, int dim) const {
+  /// How `axis` cuts `dim`: what other axes have left of it.
+  [[nodiscard]] DimCut cut_by(int axis, int dim) const {
     Placements before = now;
     for (int later = 0; later <= axis; ++later) before[later] = Replicate();
-    return local_extent(global_sizes[static_cast<std::size_t>(dim)], dim, before, mesh).length;
+    const std::int64_t size = local_length(global_sizes[static_cast<std::size_t>(dim)], dim, before, mesh);
+    return {size, now[axis].cut, mesh.axis_size(axis)};
   }
 
   [[nodiscard]] bool only_axis_on(int axis, int dim) const {
@@ -132,7 +182,8 @@ struct Step {
   /// A chunk of a chunk cannot be kept while the larger chunk changes.
   [[nodiscard]] bool larger_chunk_changes(int axis, int dim) const {
     for (int earlier = axis + 1; earlier < now.size(); ++earlier) {
-      if (now[earlier].is_shard(dim) != to[earlier].is_shard(dim)) return true;
+      const bool matters = now[earlier].is_shard(dim) || to[earlier].is_shard(dim);
+      if (matters && now[earlier] != to[earlier]) return true;
     }
     return false;
   }
@@ -145,14 +196,18 @@ void leave_shards(Step& step) {
     const int dim = step.now[axis].dim;
     const Placement target = step.to[axis];
     if (target == step.now[axis] && !step.larger_chunk_changes(axis, dim)) continue;
-    const std::int64_t size = step.size_before(axis, dim);
-    if (target.is_shard() && target.dim != dim && step.only_axis_on(axis, dim) && step.only_axis_on(axis, target.dim)) {
-      step.local = exchange(step.local, dim, size, target.dim, step.mesh.along(axis));
+    const DimCut cut = step.cut_by(axis, dim);
+    if (target.is_shard() && step.only_axis_on(axis, dim) && step.only_axis_on(axis, target.dim)) {
+      const comm::Communicator& group = step.mesh.along(axis);
+      const std::int64_t size = target.is_shard(dim) ? cut.size() : step.local.size(target.dim);
+      const DimCut wanted(size, target.cut, group.size());
+      step.local = target.is_shard(dim) ? cut_again(step.local, dim, cut, wanted, group)
+                                        : exchange(step.local, dim, cut, target.dim, wanted, group);
       step.for_use = {};
       step.now[axis] = target;
       continue;
     }
-    step.gather_axis(axis, dim, size);
+    step.gather_axis(axis, dim, cut);
   }
 }
 
@@ -163,14 +218,14 @@ void reach_targets(Step& step) {
     const Placement target = step.to[axis];
     if (now == target) continue;
     const comm::Communicator& group = step.mesh.along(axis);
+    const auto wanted = [&] { return DimCut(step.local.size(target.dim), target.cut, group.size()); };
     if (now.is_partial() && target.is_shard()) {
-      step.local = reduce_scatter(step.local, target.dim, now.op, group);
+      step.local = reduce_scatter(step.local, target.dim, wanted(), now.op, group);
     } else {
       if (now.is_partial()) step.local = all_reduce(step.local, now.op, group);
       if (target.is_shard()) {
-        const Extent extent = chunk_extent(step.local.size(target.dim), group.size(), group.rank());
         // Kernels may rely on the contiguity that global metadata shows.
-        step.local = step.local.narrow(target.dim, extent.offset, extent.length).contiguous();
+        step.local = wanted().part(step.local, target.dim, group.rank()).contiguous();
       } else if (target.is_partial() && target.op == PartialOp::kSum && group.rank() != 0) {
         step.local = at::zeros_like(step.local);
       }
@@ -216,26 +271,25 @@ bool reduces(const Placements& from, const Placements& to) {
 
 }  // namespace
 
-ShardRows::ShardRows(const at::Tensor& local, std::int64_t dim_, std::int64_t size_, int ranks)
-    : rows(pad_dim(local, dim_, chunk_extent(size_, ranks, 0).length).movedim(dim_, 0)),
+ShardRows::ShardRows(const at::Tensor& local, std::int64_t dim_, const DimCut& cut_)
+    : rows(pad_dim(local, dim_, cut_.largest()).movedim(dim_, 0)),
       dim(dim_),
-      size(size_),
+      cut(cut_),
       as_it_lies(rows.is_contiguous() && !local.is_contiguous()) {
   rows = rows.contiguous();
 }
 
 at::Tensor ShardRows::whole(const at::Tensor& gathered) const {
-  const at::Tensor result = gathered.narrow(0, 0, size).movedim(0, dim);
+  const at::Tensor result = cut.whole(gathered).movedim(0, dim);
   return as_it_lies ? result : result.contiguous();
 }
 
-at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, int ranks) {
-  const std::int64_t chunk = chunk_extent(local.size(dim), ranks, 0).length;
-  return pad_dim(local, dim, chunk * ranks).movedim(dim, 0).contiguous();
+at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, const DimCut& cut) {
+  return cut.padded_parts(local.movedim(dim, 0)).contiguous();
 }
 
-at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, std::int64_t size, int ranks, int rank) {
-  return rows.narrow(0, 0, chunk_extent(size, ranks, rank).length).movedim(0, dim);
+at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, const DimCut& cut, int rank) {
+  return rows.narrow(0, 0, cut.length(rank)).movedim(0, dim);
 }
 
 at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes, const Placements& from,

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "tensor/layout.h"
 #include "tensor/mesh_storage.h"
 
 namespace tessera::tensor {
@@ -23,24 +24,23 @@ namespace tessera::tensor {
 /// Reduces, inside the storage, the partial axes of `tensor` for which `wanted` is not partial.
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted);
 
-/// A shard on its way to the whole of the dim that it is a chunk of.
+/// A shard on its way to the whole of the dim that it is a part of.
 struct ShardRows {
-  /// `local` is the shard, of a dim of `size` that lies over `ranks`.
-  ShardRows(const at::Tensor& local, std::int64_t dim, std::int64_t size, int ranks);
+  /// `local` is the shard, of a dim that is cut as `cut` says.
+  ShardRows(const at::Tensor& local, std::int64_t dim, const DimCut& cut);
   /// The whole, of everybody's rows one after the other. It lies as the shard did if that could travel as it was.
   [[nodiscard]] at::Tensor whole(const at::Tensor& gathered) const;
 
   at::Tensor rows;  ///< what this rank sends: padded to what the first rank has, `dim` first, contiguous
   std::int64_t dim;
-  std::int64_t size;
+  DimCut cut;
   bool as_it_lies;
 };
 
-/// `local` as the rows that a reduce-scatter over `ranks` cuts: `dim` first, padded so that all get equally many.
-[[nodiscard]] at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, int ranks);
-/// What rank `rank` received of them, without padding and with `dim` where it was; `size` is what `dim` had before.
-[[nodiscard]] at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, std::int64_t size, int ranks,
-                                             int rank);
+/// `local` as the rows that a reduce-scatter cuts: `dim` first, everybody's part after the other, padded to the largest.
+[[nodiscard]] at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, const DimCut& cut);
+/// What rank `rank` received of them, without padding and with `dim` where it was.
+[[nodiscard]] at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, const DimCut& cut, int rank);
 
 /// Bytes that a rank moves to bring one axis from `from` to `to` for a tensor whose shard on all other axes has
 /// `bytes`. Source: alpha-beta model without alpha; ring forms of Thakur et al. 2005. What cannot be done is infinite.

@@ -72,6 +72,7 @@ struct OpCall {
 struct Row {
   c10::SmallVector<Placement, 8> inputs;
   c10::SmallVector<Placement, 4> outputs;
+  bool counts_places = false;  ///< true only for plain shards, though the rule holds for any (Cuts::kAny)
 };
 using Rows = c10::SmallVector<Row, 8>;
 
@@ -99,6 +100,14 @@ struct Decision {
   std::shared_ptr<const CallShape> shape;   ///< of the results, if it runs on stages; null: not known yet
 };
 
+/// What a rule's rows say about dims that are cut in groups or units (Cut).
+enum class Cuts : std::uint8_t {
+  kPlain,  ///< nothing: such a dim is cut as torch::chunk cuts first, or gathered
+  kAny,    ///< they hold however the dims of a row are cut, if all alike: no matter which elements a rank holds, or whether
+           ///< it holds some. The dispatcher offers each row with the cuts that it finds
+  kSeen,   ///< the rule looks at cuts, and its rows name them
+};
+
 struct Rule {
   /// Appends the legal rows on `axis`. May be null: only the replicated row is legal then, and that is no fallback.
   void (*rows)(const OpCall& call, int axis, Rows& rows) = nullptr;
@@ -111,6 +120,8 @@ struct Rule {
   /// The k-th tensors of the call's lists are a call of their own (_foreach_add_): `rows` is asked for each of them, and
   /// tensors outside of lists are replicated.
   bool per_element = false;
+  /// Unless it is kSeen, `rows` is shown shards as if all were plain.
+  Cuts cuts = Cuts::kPlain;
 };
 
 /// Rules by base name: "aten::add" serves add.Tensor, add_.Tensor and add.out alike.

@@ -88,14 +88,20 @@ TEST(Mesh, ShardsABatchOverTheDataParallelAxes) {
   });
 }
 TEST(Placement, ParseAndFormatAreInverse) {
-  for (const Placement& placement : {Replicate(), Shard(0), Shard(3), Partial(), Partial(PartialOp::kMax)}) {
+  for (const Placement& placement : {Replicate(), Shard(0), Shard(3), Shard(0, {.groups = 3, .unit = 64}),
+                                     Shard(2, {.groups = 2}), Shard(1, {.unit = 8}), Partial(), Partial(PartialOp::kMax)}) {
     EXPECT_EQ(parse_placement(to_string(placement)), placement);
   }
+  EXPECT_EQ(to_string(Shard(0, {.groups = 3, .unit = 64})), "shard(0, groups=3, unit=64)");
   EXPECT_EQ(parse_placement("colwise"), Shard(0));
   EXPECT_EQ(parse_placement("rowwise"), Shard(1));
+  EXPECT_EQ(parse_placement("colwise(groups=3, unit=64)"), Shard(0, {.groups = 3, .unit = 64}));
+  EXPECT_EQ(parse_placement("rowwise(unit=64)"), Shard(1, {.unit = 64}));
+  EXPECT_EQ(parse_placement("shard(1,unit=4,groups=2)"), Shard(1, {.groups = 2, .unit = 4}));
 }
 TEST(Placement, RefusesUnknownWords) {
-  for (const char* text : {"shard", "shard(-1)", "shard(x)", "shard(1", "Shard(0)", ""}) {
+  for (const char* text : {"shard", "shard(-1)", "shard(x)", "shard(1", "Shard(0)", "", "shard(0, groups=0)", "shard(0, 3)",
+                           "shard(0, groups=2, groups=2)", "shard(groups=3)", "colwise(0)", "rowwise(unit=)", "colwise()"}) {
     EXPECT_THROW((void)parse_placement(text), ConfigError) << text;
   }
 }

@@ -29,7 +29,7 @@ std::int64_t gather_parts(const Mesh& mesh, const std::vector<Part>& parts, std:
     const Tensor whole = torch::arange(count, torch::kDouble).to(part.dtype).view(part.sizes);
     const Tensor shard = local(distribute(whole, mesh, {Shard(part.dim)}));
     found_and_expected.emplace_back(torch::zeros_like(whole), whole);
-    gathers.add(shard, found_and_expected.back().first, part.dim, mesh, 0);
+    gathers.add(shard, found_and_expected.back().first, Shard(part.dim), mesh, 0);
   }
   gathers.flush();
   for (const auto& [found, expected] : found_and_expected) EXPECT_TRUE(at::equal(found, expected)) << expected.sizes();

@@ -126,8 +126,23 @@ std::vector<Placement> choices(const Tensor& input) {
   return result;
 }
 
+/// Shards in groups and in units; no plain ones, which are tried without these.
+std::vector<Placement> choices_of_cuts(const Tensor& input) {
+  std::vector<Placement> result{Replicate()};
+  for (std::int64_t dim = 0; dim < input.dim(); ++dim) {
+    const std::int64_t size = input.size(dim);
+    for (const std::int32_t groups : {2, 3, 5, 7}) {
+      if (size > groups && size % groups == 0) result.push_back(Shard(dim, {.groups = groups}));
+    }
+    if (size > 1) result.push_back(Shard(dim, {.unit = static_cast<std::int32_t>(size / 2 + 1)}));
+  }
+  return result;
+}
+
+using Choices = std::vector<Placement> (*)(const Tensor&);
+
 /// Every combination of placements of all inputs on one axis.
-std::vector<std::vector<Placement>> combinations(const Tensors& inputs) {
+std::vector<std::vector<Placement>> combinations(const Tensors& inputs, Choices choices) {
   std::vector<std::vector<Placement>> result{{}};
   for (const Tensor& input : inputs) {
     std::vector<std::vector<Placement>> more;
@@ -187,22 +202,13 @@ void expect_equal(const Tensors& expected, const Tensors& found, const std::stri
   }
 }
 
-class EveryOperator : public testing::TestWithParam<std::tuple<std::size_t, int>> {
- protected:
-  void SetUp() override {
-    if (!test::has_device_of_ranks()) GTEST_SKIP() << "no GPU here";
-  }
-};
-
-TEST_P(EveryOperator, EqualsPlainTensorsForEveryPlacement) {
-  const auto& [index, ranks] = GetParam();
-  const Case& test = cases()[index];
+void expect_every_combination(const Case& test, int ranks, Choices choices) {
   Tensors alone = test.inputs();
   for (Tensor& input : alone) input = input.to(test::device_of_ranks());
   const Result expected = evaluate(test, alone);
   test::on_mesh("dp=" + std::to_string(ranks), [&](const Mesh& mesh) {
     const Tensors plain = test.inputs();
-    for (const auto& placements : combinations(plain)) {
+    for (const auto& placements : combinations(plain, choices)) {
       Tensors inputs;
       std::string what = test.name;
       for (std::size_t i = 0; i < plain.size(); ++i) {
@@ -216,6 +222,20 @@ TEST_P(EveryOperator, EqualsPlainTensorsForEveryPlacement) {
     }
     EXPECT_TRUE(replicated_fallbacks(mesh).empty()) << replicated_fallbacks(mesh).begin()->first;
   });
+}
+
+class EveryOperator : public testing::TestWithParam<std::tuple<std::size_t, int>> {
+ protected:
+  void SetUp() override {
+    if (!test::has_device_of_ranks()) GTEST_SKIP() << "no GPU here";
+  }
+};
+
+TEST_P(EveryOperator, EqualsPlainTensorsForEveryPlacement) {
+  expect_every_combination(cases()[std::get<0>(GetParam())], std::get<1>(GetParam()), choices);
+}
+TEST_P(EveryOperator, EqualsPlainTensorsForEveryCut) {
+  expect_every_combination(cases()[std::get<0>(GetParam())], std::get<1>(GetParam()), choices_of_cuts);
 }
 
 std::string case_name(const testing::TestParamInfo<std::tuple<std::size_t, int>>& info) {

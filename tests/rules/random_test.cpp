@@ -85,12 +85,14 @@ const std::vector<Case>& cases() {
 
 class RandomOperator : public testing::TestWithParam<std::size_t> {};
 
-/// All placements of a tensor of three dims on two axes.
+/// All placements of a tensor of three dims on two axes; the second cuts in groups and units, too.
 std::vector<Placements> placements_on_two_axes() {
   std::vector<Placements> result;
   const std::vector<Placement> choices{Replicate(), Shard(0), Shard(1), Shard(2)};
+  std::vector<Placement> with_cuts = choices;
+  with_cuts.insert(with_cuts.end(), {Shard(0, {.unit = 4}), Shard(1, {.groups = 2, .unit = 2}), Shard(2, {.groups = 2})});
   for (const Placement& a : choices) {
-    for (const Placement& b : choices) result.push_back({a, b});
+    for (const Placement& b : with_cuts) result.push_back({a, b});
   }
   return result;
 }

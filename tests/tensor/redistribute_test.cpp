@@ -17,12 +17,12 @@ namespace {
 const std::vector<Placement> kChoices{Replicate(), Shard(0), Shard(1), Partial()};
 
 /// Every spec of two dims over `num_axes` axes.
-std::vector<Placements> all_specs(int num_axes) {
+std::vector<Placements> all_specs(int num_axes, const std::vector<Placement>& choices = kChoices) {
   std::vector<Placements> specs{Placements::replicated(num_axes)};
   for (int axis = 0; axis < num_axes; ++axis) {
     std::vector<Placements> more;
     for (const Placements& spec : specs) {
-      for (const Placement& choice : kChoices) {
+      for (const Placement& choice : choices) {
         Placements next = spec;
         next[axis] = choice;
         more.push_back(next);
@@ -33,13 +33,25 @@ std::vector<Placements> all_specs(int num_axes) {
   return specs;
 }
 
+/// Part `index` of `value` along `dim`, by definition: of each group the chunk of units that is this part's.
+at::Tensor cut_part(const at::Tensor& value, std::int64_t dim, const Cut& cut, int parts, int index) {
+  std::vector<at::Tensor> pieces{value.narrow(dim, 0, 0)};
+  for (const at::Tensor& group : value.chunk(cut.groups, dim)) {
+    const auto units = group.split(cut.unit, dim);
+    const std::size_t each = (units.size() + static_cast<std::size_t>(parts) - 1) / static_cast<std::size_t>(parts);
+    for (std::size_t i = each * static_cast<std::size_t>(index); i < units.size(); ++i) {
+      if (i < each * static_cast<std::size_t>(index + 1)) pieces.push_back(units[i]);
+    }
+  }
+  return at::cat(pieces, dim);
+}
+
 /// The local part of `value` under `spec`; a partial sum is spread as r + 1 shares of unequal weight that add up.
 at::Tensor local_part(const at::Tensor& value, const Placements& spec, const Mesh& mesh) {
   at::Tensor part = value;
   for (int axis = spec.size() - 1; axis >= 0; --axis) {
     if (spec[axis].is_shard()) {
-      const Extent extent = chunk_extent(part.size(spec[axis].dim), mesh.axis_size(axis), mesh.coordinate(axis));
-      part = part.narrow(spec[axis].dim, extent.offset, extent.length);
+      part = cut_part(part, spec[axis].dim, spec[axis].cut, mesh.axis_size(axis), mesh.coordinate(axis));
     } else if (spec[axis].is_partial()) {
       part = mesh.coordinate(axis) == 0 ? part - 2.0 * (mesh.axis_size(axis) - 1) : at::zeros_like(part) + 2.0;
     }
@@ -47,15 +59,25 @@ at::Tensor local_part(const at::Tensor& value, const Placements& spec, const Mes
   return part.clone();
 }
 
-void expect_every_pair(const std::string& axes, at::IntArrayRef sizes) {
+/// Groups are of the axis that cuts a dim first.
+bool has_late_groups(const Placements& spec) {
+  for (int axis = 0; axis < spec.size(); ++axis) {
+    for (int later = axis + 1; later < spec.size(); ++later) {
+      if (spec[axis].is_shard() && spec[axis].cut.groups > 1 && spec[later].is_shard(spec[axis].dim)) return true;
+    }
+  }
+  return false;
+}
+
+void expect_every_pair(const std::string& axes, at::IntArrayRef sizes, const std::vector<Placement>& choices = kChoices) {
   test::on_mesh(axes, [&](const Mesh& mesh) {
     const at::Tensor value = at::arange(c10::multiply_integers(sizes), at::kDouble).view(sizes);
-    for (const Placements& from : all_specs(mesh.num_axes())) {
-      for (const Placements& to : all_specs(mesh.num_axes())) {
-        if (to.any_partial()) continue;
+    for (const Placements& from : all_specs(mesh.num_axes(), choices)) {
+      for (const Placements& to : all_specs(mesh.num_axes(), choices)) {
+        if (to.any_partial() || has_late_groups(from) || has_late_groups(to)) continue;
         const at::Tensor start = from_local(local_part(value, from, mesh), mesh, from, sizes);
         const at::Tensor end = redistribute(start, to);
-        ASSERT_EQ(placements(end), to) << describe(start) << " -> " << describe(end);
+        ASSERT_EQ(placements(end), tensor::canonical(to, sizes, mesh)) << describe(start) << " -> " << describe(end);
         ASSERT_TRUE(at::equal(local(end), local_part(value, to, mesh)))
             << describe(start) << " -> " << describe(end) << " on rank " << mesh.rank();
         ASSERT_TRUE(at::equal(full(start), value)) << describe(start);
@@ -78,6 +100,62 @@ TEST(Redistribute, ReachesEverySpecFromEverySpecOnThreeAxes) {
 }
 
 TEST(Redistribute, LeavesRanksEmptyWhenThereAreFewerRowsThanRanks) { expect_every_pair("dp=4", {2, 1}); }
+
+TEST(Redistribute, ReachesEveryCutFromEveryCutOnOneAxis) {
+  for (const char* axes : {"tp=2", "tp=3", "tp=5"}) {
+    expect_every_pair(axes, {12, 4},
+                      {Replicate(), Shard(0), Shard(0, {.groups = 3}), Shard(0, {.groups = 3, .unit = 2}),
+                       Shard(0, {.groups = 2, .unit = 4}), Shard(0, {.groups = 12}), Shard(0, {.unit = 5}),
+                       Shard(0, {.unit = 20}), Shard(1, {.groups = 2}), Shard(1, {.groups = 2, .unit = 2}), Partial()});
+  }
+}
+
+TEST(Redistribute, ReachesEveryCutFromEveryCutOnTwoAxes) {
+  const std::vector<Placement> choices{Replicate(), Shard(0), Shard(0, {.groups = 3, .unit = 2}), Shard(1, {.unit = 3}),
+                                       Shard(1, {.groups = 2}), Partial()};
+  expect_every_pair("dp=2,tp=2", {18, 4}, choices);
+  expect_every_pair("dp=2,tp=3", {6, 8}, choices);
+}
+
+TEST(Redistribute, CutsAgainWithOneExchange) {
+  test::on_mesh("tp=2", [](const Mesh& mesh) {
+    const at::Tensor value = at::arange(24, at::kDouble).view({12, 2});
+    const at::Tensor spread = distribute(value, mesh, {Shard(0)});
+    const auto before = mesh.traffic();
+    (void)redistribute(spread, {Shard(0, {.groups = 3})});
+    EXPECT_EQ(mesh.traffic().calls - before.calls, 1);
+    EXPECT_LT(mesh.traffic().bytes - before.bytes, static_cast<std::int64_t>(value.nbytes()) / 2 + 1);
+  });
+}
+
+TEST(Cut, IsWrittenInOneWay) {
+  test::on_mesh("tp=2", [](const Mesh& mesh) {
+    const auto found = [&](std::int64_t size, const Cut& cut) {
+      return placements(distribute(at::zeros({size}), mesh, {Shard(0, cut)}))[0].cut;
+    };
+    EXPECT_EQ(found(12, {.unit = 3}), Cut{});
+    EXPECT_EQ(found(12, {.groups = 3, .unit = 2}), (Cut{.groups = 3}));
+    EXPECT_EQ(found(18, {.groups = 2, .unit = 2}), (Cut{.groups = 2, .unit = 6}));
+    EXPECT_EQ(found(18, {.groups = 2, .unit = 6}), (Cut{.groups = 2, .unit = 6}));
+  });
+}
+
+TEST(Cut, LeavesRanksWithoutUnitsEmpty) {
+  test::on_mesh("tp=3", [](const Mesh& mesh) {
+    const at::Tensor heads = distribute(at::arange(8), mesh, {Shard(0, {.groups = 2, .unit = 2})});
+    const std::vector<std::int64_t> lengths{4, 4, 0};
+    EXPECT_EQ(local(heads).numel(), lengths[static_cast<std::size_t>(mesh.rank())]);
+  });
+}
+
+TEST(Cut, RefusesGroupsThatDoNotDivideOrThatCutLate) {
+  test::on_mesh("dp=2,tp=2", [](const Mesh& mesh) {
+    EXPECT_THROW((void)distribute(at::arange(10), mesh, {Replicate(), Shard(0, {.groups = 3})}), ShapeError);
+    EXPECT_THROW((void)distribute(at::arange(12), mesh, {Replicate(), Shard(0, {.unit = 0})}), ShapeError);
+    EXPECT_THROW((void)distribute(at::arange(12), mesh, {Shard(0, {.groups = 3}), Shard(0)}), ShapeError);
+    EXPECT_NO_THROW((void)distribute(at::arange(12), mesh, {Shard(0), Shard(0, {.groups = 3})}));
+  });
+}
 
 TEST(Redistribute, TakesTensorsWithoutElements) { expect_every_pair("dp=3", {0, 4}); }
 
