@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Communicator over any c10d backend: contiguous copies, bool as bytes, errors with names, traffic.
+// Communicator over any c10d backend: contiguous copies, bool as bytes, complex numbers as pairs, errors with names,
+// traffic.
 #include "tessera/comm/communicator.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/view_as_real.h>
 #include <fmt/format.h>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -42,9 +44,32 @@ ReduceOp on_bytes(ReduceOp op) {
   return op == ReduceOp::kSum || op == ReduceOp::kMax ? ReduceOp::kMax : ReduceOp::kMin;
 }
 
-bool is_bool(const at::Tensor& tensor) { return tensor.scalar_type() == at::kBool; }
+// What a reduction of complex numbers means on pairs of real ones.
+ReduceOp on_pairs(ReduceOp op) {
+  check<ShapeError>(op == ReduceOp::kSum || op == ReduceOp::kAvg,
+                    "reduction: complex numbers can be summed and averaged only; gather them and reduce what comes");
+  return op;
+}
 
-at::Tensor as_bytes(const at::Tensor& tensor) { return is_bool(tensor) ? tensor.view(at::kByte) : tensor; }
+// The reduction of what carried() gives.
+ReduceOp carried(ReduceOp op, c10::ScalarType dtype) {
+  if (dtype == at::kBool) return on_bytes(op);
+  return c10::isComplexType(dtype) ? on_pairs(op) : op;
+}
+
+// The same memory in a dtype that every backend moves: bool as bytes, complex numbers as pairs of real ones.
+at::Tensor carried(const at::Tensor& tensor) {
+  if (tensor.scalar_type() == at::kBool) return tensor.view(at::kByte);
+  return tensor.is_complex() ? at::view_as_real(tensor) : tensor;
+}
+
+// Memory is what the tensor shows: contiguous, and nothing is left to be conjugated or negated.
+bool is_plain(const at::Tensor& tensor) { return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg(); }
+
+// The tensor itself if it is plain, else a copy.
+at::Tensor plain(const at::Tensor& tensor) {
+  return is_plain(tensor) ? tensor : tensor.resolve_conj().resolve_neg().contiguous();
+}
 
 std::int64_t nbytes(const at::Tensor& tensor) { return static_cast<std::int64_t>(tensor.nbytes()); }
 
@@ -161,8 +186,8 @@ struct Communicator::State {
 
   [[nodiscard]] c10::intrusive_ptr<c10d::Work> start_all_gather(const at::Tensor& tensor, const at::Tensor& output,
                                                                 bool async) const {
-    at::Tensor input = as_bytes(tensor.contiguous());
-    at::Tensor target = as_bytes(output);
+    at::Tensor input = carried(plain(tensor));
+    at::Tensor target = carried(output);
     c10d::AllgatherOptions options;
     options.asyncOp = async;
     return backend->_allgather_base(target, input, options);
@@ -170,10 +195,10 @@ struct Communicator::State {
 
   [[nodiscard]] c10::intrusive_ptr<c10d::Work> start_reduce_scatter(const at::Tensor& tensor, const at::Tensor& output,
                                                                     ReduceOp op, bool async) const {
-    at::Tensor input = as_bytes(tensor.contiguous());
-    at::Tensor target = as_bytes(output);
+    at::Tensor input = carried(plain(tensor));
+    at::Tensor target = carried(output);
     c10d::ReduceScatterOptions options;
-    options.reduceOp = to_c10d(is_bool(tensor) ? on_bytes(op) : op);
+    options.reduceOp = to_c10d(carried(op, tensor.scalar_type()));
     options.asyncOp = async;
     return backend->_reduce_scatter_base(target, input, options);
   }
@@ -188,7 +213,7 @@ struct Communicator::State {
                       size, peer);
     count(nbytes(tensor));
     if (skips(nbytes(tensor))) return {};
-    std::vector<at::Tensor> tensors{as_bytes(tensor.contiguous())};
+    std::vector<at::Tensor> tensors{carried(plain(tensor))};
     return Pending(guarded(operation, [&] { return call(tensors); }), traffic);
   }
 };
@@ -214,14 +239,13 @@ void Communicator::all_reduce(at::Tensor& tensor, ReduceOp op) const {
   if (size_ == 1) return;
   state_->count(nbytes(tensor));
   if (state_->skips(nbytes(tensor))) return;
-  if (is_bool(tensor)) op = on_bytes(op);
-  const bool is_contiguous = tensor.is_contiguous();
-  std::vector<at::Tensor> tensors{as_bytes(is_contiguous ? tensor : tensor.contiguous())};
+  const at::Tensor memory = plain(tensor);
+  std::vector<at::Tensor> tensors{carried(memory)};
   c10d::AllreduceOptions options;
-  options.reduceOp = to_c10d(op);
+  options.reduceOp = to_c10d(carried(op, tensor.scalar_type()));
   options.asyncOp = false;
   state_->run("all_reduce", [&] { return state_->backend->allreduce(tensors, options); });
-  if (!is_contiguous) tensor.copy_(tensors.front().view(tensor.scalar_type()));
+  if (!memory.is_same(tensor)) tensor.copy_(memory);
 }
 
 Pending Communicator::all_reduce_coalesced(std::vector<at::Tensor> tensors, ReduceOp op) const {
@@ -234,17 +258,17 @@ Pending Communicator::all_reduce_coalesced(std::vector<at::Tensor> tensors, Redu
                       "all_reduce_coalesced on group {}: tensors of {} and {}; make one call per dtype", state_->name,
                       detail::dtype_name(dtype), detail::dtype_name(tensor.scalar_type()));
     bytes += nbytes(tensor);
-    if (!tensor.is_contiguous()) {
-      copies.emplace_back(tensor, tensor.contiguous());
+    if (!is_plain(tensor)) {
+      copies.emplace_back(tensor, plain(tensor));
       tensor = copies.back().second;
     }
-    tensor = as_bytes(tensor);
+    tensor = carried(tensor);
   }
   state_->count(bytes);
   if (state_->skips(bytes)) return {};
   if (!state_->moves_empty) std::erase_if(tensors, [](const at::Tensor& tensor) { return tensor.numel() == 0; });
   c10d::AllreduceCoalescedOptions options;
-  options.reduceOp = to_c10d(dtype == at::kBool ? on_bytes(op) : op);
+  options.reduceOp = to_c10d(carried(op, dtype));
   c10::intrusive_ptr<c10d::Work> work =
       state_->guarded("all_reduce_coalesced", [&] { return state_->backend->allreduce_coalesced(tensors, options); });
   if (!copies.empty()) work = c10::make_intrusive<CopyBackWork>(std::move(work), std::move(copies));
@@ -328,8 +352,8 @@ at::Tensor Communicator::all_to_all(const at::Tensor& tensor, const std::vector<
   if (size_ == 1) return tensor;
   at::Tensor output = empty_with_rows(tensor, received);
   state_->count(std::max(nbytes(tensor), nbytes(output)));
-  at::Tensor input = as_bytes(tensor.contiguous());
-  at::Tensor target = as_bytes(output);
+  at::Tensor input = carried(plain(tensor));
+  at::Tensor target = carried(output);
   std::vector<std::int64_t> send(send_rows);
   std::vector<std::int64_t> receive(receive_rows);
   c10d::AllToAllOptions options;
@@ -344,22 +368,21 @@ void Communicator::broadcast(at::Tensor& tensor, int root) const {
   if (size_ == 1) return;
   state_->count(nbytes(tensor));
   if (state_->skips(nbytes(tensor))) return;
-  const bool is_contiguous = tensor.is_contiguous();
-  std::vector<at::Tensor> tensors{as_bytes(is_contiguous ? tensor : tensor.contiguous())};
+  const at::Tensor memory = plain(tensor);
+  std::vector<at::Tensor> tensors{carried(memory)};
   c10d::BroadcastOptions options;
   options.rootRank = root;
   options.asyncOp = false;
   state_->run("broadcast", [&] { return state_->backend->broadcast(tensors, options); });
-  if (!is_contiguous && rank_ != root) tensor.copy_(tensors.front().view(tensor.scalar_type()));
+  if (!memory.is_same(tensor) && rank_ != root) tensor.copy_(memory);
 }
 
 void Communicator::send(const at::Tensor& tensor, int to, int tag) const { post_send(tensor, to, tag).wait(); }
 
 void Communicator::receive(at::Tensor& tensor, int from, int tag) const {
-  if (tensor.is_contiguous()) return post_receive(tensor, from, tag).wait();
-  at::Tensor copy = tensor.contiguous();
-  post_receive(copy, from, tag).wait();
-  tensor.copy_(copy);
+  at::Tensor memory = plain(tensor);
+  post_receive(memory, from, tag).wait();
+  if (!memory.is_same(tensor)) tensor.copy_(memory);
 }
 
 Pending Communicator::post_send(const at::Tensor& tensor, int to, int tag) const {
@@ -368,8 +391,8 @@ Pending Communicator::post_send(const at::Tensor& tensor, int to, int tag) const
 }
 
 Pending Communicator::post_receive(at::Tensor& tensor, int from, int tag) const {
-  check<ShapeError>(tensor.is_contiguous(),
-                    "post_receive on group {}: the tensor is not contiguous; receive into a "
+  check<ShapeError>(is_plain(tensor),
+                    "post_receive on group {}: the tensor is not contiguous or a lazy conjugate; receive into a "
                     "contiguous tensor and copy",
                     state_->name);
   return state_->post("post_receive", tensor, from,

@@ -11,6 +11,7 @@
 #include <limits>
 #include <optional>
 
+#include "module/gradient_shards.h"
 #include "tessera/base/error.h"
 #include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/stages.h"
@@ -36,7 +37,9 @@ std::vector<Checked> everything(const torch::nn::Module& module) {
 
 /// x - x is 0 for finite values and NaN for all others, so that one sum tells.
 bool is_finite(const at::Tensor& local) {
-  return !local.is_floating_point() || local.sub(local).sum().item<double>() == 0;
+  if (!local.is_floating_point() && !local.is_complex()) return true;
+  const at::Tensor numbers = module::real_numbers(local);
+  return numbers.sub(numbers).sum().item<double>() == 0;
 }
 
 std::optional<Mesh> mesh_among(const std::vector<Checked>& all) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "module/gradient_shards.h"
 #include "module/shard_update.h"
 #include "tessera/tensor/mesh_tensor.h"
 
@@ -45,6 +46,11 @@ void finish(std::vector<module::ShardUpdate> updates) {
   gathers.flush();
 }
 
+/// Kernels take real numbers.
+at::Tensor write_numbers(module::ShardUpdate& update, const at::Tensor& tensor) {
+  return module::real_numbers(update.write(tensor));
+}
+
 at::Tensor zeros_for(const at::Tensor& parameter) { return at::zeros_like(parameter, at::MemoryFormat::Preserve); }
 
 /// State where zeros_for() would be. What torch::load leaves is plain, and the same on every rank.
@@ -64,16 +70,16 @@ class AdamStep {
     AdamWParamState& state = state_of(parameter);
     state.step(state.step() + 1);
     module::ShardUpdate& update = updates_.emplace_back(state.exp_avg());
-    const at::Tensor value = update.write(parameter);
-    const at::Tensor gradient = update.read(parameter.grad());
+    const at::Tensor value = write_numbers(update, parameter);
+    const at::Tensor gradient = module::real_numbers(update.read(parameter.grad()));
     if (value.is_meta()) return;  // of another pipeline stage
     AdamBatch& batch = batch_for(value);
     add_step(batch, state.step(), value);
     batch.values.push_back(value);
     batch.gradients.push_back(gradient);
-    batch.exp_avgs.push_back(update.write(state.exp_avg()));
-    batch.exp_avg_sqs.push_back(update.write(state.exp_avg_sq()));
-    if (options_.amsgrad()) batch.max_exp_avg_sqs.push_back(update.write(state.max_exp_avg_sq()));
+    batch.exp_avgs.push_back(write_numbers(update, state.exp_avg()));
+    batch.exp_avg_sqs.push_back(write_numbers(update, state.exp_avg_sq()));
+    if (options_.amsgrad()) batch.max_exp_avg_sqs.push_back(write_numbers(update, state.max_exp_avg_sq()));
   }
 
   void run() {
@@ -124,13 +130,13 @@ class SgdStep {
   void add(const at::Tensor& parameter) {
     const auto [buffer, first] = buffer_of(parameter);
     module::ShardUpdate& update = updates_.emplace_back(buffer.defined() ? buffer : parameter);
-    const at::Tensor value = update.write(parameter);
-    const at::Tensor gradient = update.read(parameter.grad());
+    const at::Tensor value = write_numbers(update, parameter);
+    const at::Tensor gradient = module::real_numbers(update.read(parameter.grad()));
     if (value.is_meta()) return;  // of another pipeline stage
     SgdBatch& batch = batch_for(value, first);
     batch.values.push_back(value);
     batch.gradients.push_back(gradient);
-    if (buffer.defined()) batch.buffers.push_back(update.write(buffer));
+    if (buffer.defined()) batch.buffers.push_back(write_numbers(update, buffer));
   }
 
   void run() {

@@ -33,7 +33,8 @@ void widen_gradients(const MasterWeights& optimizer) {
 /// Multiplies by `factor`; true if something was not finite on any rank of the group's mesh.
 bool unscale_group(const module::GradientGroup& group, double factor) {
   module::reduce_partial(group);
-  const std::vector<at::Tensor> parts = module::local_parts(group);
+  std::vector<at::Tensor> parts = module::local_parts(group);
+  for (at::Tensor& part : parts) part = module::real_numbers(part);
   for (const at::Tensor& part : parts) {
     check<Error>(part.scalar_type() != at::kHalf,
                  "GradScaler: a gradient is fp16; allowed: fp32 parameters with autocast, or fp16 parameters of "

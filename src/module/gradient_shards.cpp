@@ -2,6 +2,8 @@
 // Grouping gradients by mesh.
 #include "module/gradient_shards.h"
 
+#include <ATen/ops/view_as_real.h>
+
 #include <algorithm>
 #include <unordered_set>
 
@@ -57,6 +59,10 @@ std::vector<at::Tensor> local_parts(const GradientGroup& group) {
     if (is_here(gradient)) parts.push_back(local(gradient));
   }
   return parts;
+}
+
+at::Tensor real_numbers(const at::Tensor& part) {
+  return part.is_complex() ? at::view_as_real(part.is_conj() ? part.conj() : part) : part;
 }
 
 void mark_written(const GradientGroup& group) {

@@ -29,6 +29,9 @@ void reduce_partial(const GradientGroup& group);
 /// This rank's parts, sharing memory.
 [[nodiscard]] std::vector<at::Tensor> local_parts(const GradientGroup& group);
 
+/// The memory of a rank's part as kernels for real numbers take it: complex numbers as pairs.
+[[nodiscard]] at::Tensor real_numbers(const at::Tensor& part);
+
 /// Tells autograd that the gradients were written through their local parts.
 void mark_written(const GradientGroup& group);
 

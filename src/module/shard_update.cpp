@@ -18,7 +18,9 @@ namespace {
 /// Dense memory ordered as that of `like`: `local` itself if it is that already.
 at::Tensor ordered_like(const at::Tensor& local, const at::Tensor& like) {
   const bool same_order = local.strides() == like.strides() || (local.is_contiguous() && like.is_contiguous());
-  return same_order && local.scalar_type() == like.scalar_type() ? local : at::empty_like(like).copy_(local);
+  return same_order && local.scalar_type() == like.scalar_type() && !local.is_conj()
+             ? local
+             : at::empty_like(like).copy_(local);
 }
 
 at::Tensor dense(const at::Tensor& local) {

@@ -4,8 +4,6 @@
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/view_as_complex.h>
-#include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <limits>
@@ -38,15 +36,12 @@ at::Tensor gather(const at::Tensor& local, std::int64_t dim, const DimCut& cut, 
 /// Sum of everybody's `local`, each rank keeping its part of `dim`.
 at::Tensor reduce_scatter(const at::Tensor& local, std::int64_t dim, const DimCut& cut, PartialOp op,
                           const comm::Communicator& group) {
-  // A sum of complex numbers is one of pairs.
-  if (local.is_complex()) return at::view_as_complex(reduce_scatter(at::view_as_real(local), dim, cut, op, group));
   const at::Tensor mine = group.reduce_scatter(rows_to_scatter(local, dim, cut), reduce_op(op));
   return from_scattered_rows(mine, dim, cut, group.rank()).contiguous();
 }
 
 /// A new tensor with the reduction; `local` stays as it was (views of it may still be partial).
 at::Tensor all_reduce(const at::Tensor& local, PartialOp op, const comm::Communicator& group) {
-  if (local.is_complex()) return at::view_as_complex(all_reduce(at::view_as_real(local), op, group));
   at::Tensor result = local.clone();
   // A dense layout, transposed or not, travels as the flat memory it is.
   at::Tensor flat = result.is_non_overlapping_and_dense() ? result.as_strided({result.numel()}, {1}) : result;

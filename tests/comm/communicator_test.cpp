@@ -5,8 +5,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/complex.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/imag.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
@@ -85,6 +87,49 @@ TEST_P(Contract, BoolReducesAsOrAndAnd) {
     EXPECT_TRUE(every.sum().item<std::int64_t>() == 8 && !every[5].item<bool>());
     const at::Tensor rows = all.all_gather(at::full({1}, all.rank() % 2 == 1, at::kBool));
     for (int r = 0; r < all.size(); ++r) EXPECT_EQ(rows[r].item<bool>(), r % 2 == 1);
+  });
+}
+
+TEST_P(Contract, ComplexNumbersTravelAsPairs) {
+  const int ranks = size();
+  run([&](Communicator& all) {
+    for (const at::ScalarType dtype : {at::kComplexDouble, at::kComplexFloat}) {
+      const auto real = c10::toRealValueType(dtype);
+      const auto numbers = [&](std::int64_t rows, int re, int im) {
+        return at::complex(at::full({rows, 2}, re, real), at::full({rows, 2}, im, real));
+      };
+      const int sum = ranks * (ranks - 1) / 2;
+      for (const std::int64_t rows : {0, 3, 20'001}) {
+        at::Tensor tensor = numbers(rows, all.rank(), 1);
+        all.all_reduce(tensor);
+        EXPECT_TRUE(same(tensor, numbers(rows, sum, ranks)));
+        // Lazily conjugated, transposed and read as an imaginary part: memory is not what the tensor shows.
+        at::Tensor conjugate = numbers(rows, all.rank(), 1).t().conj();
+        all.all_reduce_coalesced({conjugate}).wait();
+        EXPECT_TRUE(same(conjugate.resolve_conj(), numbers(rows, sum, -ranks).t()));
+        at::Tensor negated = at::imag(numbers(rows, 1, all.rank()).conj());
+        all.all_reduce(negated);
+        EXPECT_TRUE(same(negated.resolve_neg(), at::full({rows, 2}, -sum, real)));
+        EXPECT_TRUE(same(all.all_gather(numbers(rows, 5, 2).conj()), numbers(rows * ranks, 5, -2)));
+        const at::Tensor mine = all.reduce_scatter(numbers(rows * ranks, all.rank(), 1), ReduceOp::kAvg);
+        EXPECT_TRUE(same(mine * ranks, numbers(rows, sum, ranks)));
+        const std::vector<std::int64_t> equal(static_cast<std::size_t>(ranks), rows);
+        const at::Tensor exchanged = all.all_to_all(numbers(rows * ranks, 3, 4), equal, equal);
+        EXPECT_TRUE(same(exchanged, numbers(rows * ranks, 3, 4)));
+        at::Tensor root = numbers(rows, all.rank(), 7).conj();
+        all.broadcast(root, ranks - 1);
+        EXPECT_TRUE(same(root.resolve_conj(), numbers(rows, ranks - 1, -7)));
+        if (ranks == 1) continue;
+        at::Tensor received = numbers(rows, 0, 0).conj();
+        const Pending sent = all.post_send(numbers(rows, all.rank(), 2), (all.rank() + 1) % ranks);
+        all.receive(received, (all.rank() + ranks - 1) % ranks);
+        EXPECT_TRUE(same(received.resolve_conj(), numbers(rows, (all.rank() + ranks - 1) % ranks, 2)));
+        Pending(sent).wait();
+      }
+    }
+    at::Tensor tensor = at::zeros({2}, at::kComplexFloat);
+    if (ranks == 1) return;
+    EXPECT_THROW(all.all_reduce(tensor, ReduceOp::kMax), ShapeError);
   });
 }
 

@@ -15,6 +15,8 @@ namespace tessera {
 ///           or the state lies differently from the parameter. Under ZeRO 1 and 2 updated parameters are gathered
 ///           together, as many in one message as fit into 4 MiB.
 /// Order     step() is collective if some gradient is still a partial sum
+/// Complex   numbers are updated as pairs of real ones, as in PyTorch's Python; torch::optim::AdamW takes the square of
+///           the gradient for its second moment instead
 /// Throws    ShapeError for a sparse gradient
 /// Checked   module/fused_optimizers_test: equal to torch::optim::AdamW up to rounding
 class FusedAdamW : public torch::optim::AdamW {
