@@ -25,6 +25,7 @@ void register_composites() {
     rules::add_ctc_composites(*library);
     rules::add_recurrent_composites(*library);
     rules::add_host_reading_composites(*library);
+    rules::add_embedding_composites(*library);
   }
 }
 

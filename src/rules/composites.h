@@ -20,6 +20,7 @@ void add_packed_sequence_composites(torch::Library& library);
 void add_ctc_composites(torch::Library& library);
 void add_recurrent_composites(torch::Library& library);
 void add_host_reading_composites(torch::Library& library);
+void add_embedding_composites(torch::Library& library);
 
 /// Numbers that decide about sizes, such as lengths of sequences: whole, on the host.
 [[nodiscard]] std::vector<std::int64_t> whole_integers(const at::Tensor& tensor);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Embedding look-ups: sharded over the indices, over the width, or over the vocabulary.
 #include <ATen/ops/embedding.h>
+#include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
 
+#include "rules/composites.h"
 #include "rules/families.h"
 #include "rules/index_range.h"
 #include "rules/rows.h"
@@ -55,6 +57,16 @@ void embedding_backward_rows(const OpCall& call, int axis, Rows& rows) {
   }
 }
 
+/// Gradients of a sparse embedding are the same numbers, dense: shards have one layout.
+at::Tensor embedding_backward(const at::Tensor& gradient, const at::Tensor& indices, c10::SymInt num_weights,
+                              c10::SymInt padding_idx, bool scale_grad_by_freq, bool /*sparse*/) {
+  return at::embedding_dense_backward_symint(gradient, indices, std::move(num_weights), std::move(padding_idx),
+                                             scale_grad_by_freq);
+}
+void localise_sparse_bags(const OpCall& call, Decision& decision) {
+  if (call.named("sparse").toBool()) decision.edits.emplace_back(call.index_of("sparse"), false);
+}
+
 constexpr std::int64_t kMaximumOfBag = 2;
 
 /// Per output element the index that won, in bags that take the maximum; else one number per bag.
@@ -97,10 +109,11 @@ void add_embedding_rules(RuleTable& table) {
   for (const char* name : {"aten::_embedding_bag", "aten::_embedding_bag_forward_only"}) {
     table[name] = {.rows = embedding_bag_rows};
   }
-  for (const char* name : {"aten::_embedding_bag_backward", "aten::_embedding_bag_dense_backward"}) {
-    table[name] = {.rows = embedding_bag_backward_rows};
-  }
+  table["aten::_embedding_bag_backward"] = {.rows = embedding_bag_backward_rows, .localise = localise_sparse_bags};
+  table["aten::_embedding_bag_dense_backward"] = {.rows = embedding_bag_backward_rows};
   table["aten::_embedding_bag_per_sample_weights_backward"] = {.rows = sample_weight_rows};
 }
+
+void add_embedding_composites(torch::Library& library) { library.impl("embedding_backward", embedding_backward); }
 
 }  // namespace tessera::rules

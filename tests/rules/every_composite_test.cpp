@@ -35,10 +35,18 @@ struct Operands {
 
 const std::vector<Operands>& operands() {
   static const std::vector<Operands> kOperands{
-      {waves({4, 4}), waves({4, 4}).flip({0})}, {waves({4, 4}), classes({4, 4})}, {waves({4, 6}), classes({4})},
-      {waves({4, 2, 6}), waves({4, 2, 6})},     {waves({4, 2, 6}), waves({4})},   {waves({4, 2, 6, 6}), waves({2})},
-      {classes({4}), classes({4})},             {classes({4, 2}), waves({4, 2})}, {waves({8}), waves({8})},
-      {waves({4, 6}), at::tensor({1, 3}, at::kLong)},      {waves({4, 6}), at::tensor(2, at::kLong)},   {waves({4, 4}) > 0, waves({4, 4}) > 0.5},
+      {waves({4, 4}), waves({4, 4}).flip({0})},
+      {waves({4, 4}), classes({4, 4})},
+      {waves({4, 6}), classes({4})},
+      {waves({4, 2, 6}), waves({4, 2, 6})},
+      {waves({4, 2, 6}), waves({4})},
+      {waves({4, 2, 6, 6}), waves({2})},
+      {classes({4}), classes({4})},
+      {classes({4, 2}), waves({4, 2})},
+      {waves({8}), waves({8})},
+      {waves({4, 6}), at::tensor({1, 3}, at::kLong)},
+      {waves({4, 6}), at::tensor(2, at::kLong)},
+      {waves({4, 4}) > 0, waves({4, 4}) > 0.5},
       {at::complex(waves({4, 4}), waves({4, 4})), at::complex(waves({4, 4}), waves({4, 4}))}};
   return kOperands;
 }
@@ -138,8 +146,9 @@ std::string difference(const std::vector<Tensor>& found, const std::vector<Tenso
 }
 
 bool has_named_kin(const c10::FunctionSchema& schema) {
-  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
-                     [](const c10::Argument& argument) { return argument.type()->str().find("Dimname") != std::string::npos; });
+  return std::any_of(schema.arguments().begin(), schema.arguments().end(), [](const c10::Argument& argument) {
+    return argument.type()->str().find("Dimname") != std::string::npos;
+  });
 }
 
 /// Composites whose names say that they are not for dense tensors with numbers, or not for users.
@@ -152,12 +161,14 @@ bool is_meant(const c10::OperatorHandle& op) {
       // The composite takes sigmoid of integers in float32, the kernel for one device in the gradient's type.
       "aten::silu_backward",
       // Handles, not values.
-      "aten::set_", "aten::data", "aten::_version", "aten::is_leaf", "aten::requires_grad_", "aten::retain_grad", "aten::cuda",
+      "aten::set_", "aten::data", "aten::_version", "aten::is_leaf", "aten::requires_grad_", "aten::retain_grad",
+      "aten::cuda",
       // Draw numbers of their own.
       "aten::dropout", "aten::dropout_", "aten::alpha_dropout", "aten::alpha_dropout_", "aten::feature_dropout",
-      "aten::feature_dropout_", "aten::feature_alpha_dropout", "aten::feature_alpha_dropout_", "aten::rrelu", "aten::rrelu_"};
-  return !kOthers.contains(name) && name.find("quant") == std::string::npos && name.find("sparse") == std::string::npos &&
-         name.find("fbgemm") == std::string::npos;
+      "aten::feature_dropout_", "aten::feature_alpha_dropout", "aten::feature_alpha_dropout_", "aten::rrelu",
+      "aten::rrelu_"};
+  return !kOthers.contains(name) && name.find("quant") == std::string::npos &&
+         name.find("sparse") == std::string::npos && name.find("fbgemm") == std::string::npos;
 }
 
 TEST(EveryComposite, GivesWithoutAGradientWhatOneDeviceGives) {
@@ -206,29 +217,54 @@ TEST(EveryComposite, WithArgumentsThatNoSchemaTells) {
   const Tensor window = at::hann_window(4, at::kDouble);
   const std::vector<std::pair<std::string, Call>> calls{
       {"max_pool1d", [](const Tensor& x) { return std::vector{at::max_pool1d(x.unsqueeze(1), {3}, {2}, {1})}; }},
-      {"stft and back", [&](const Tensor& x) {
+      {"stft and back",
+       [&](const Tensor& x) {
          const Tensor spectrum = torch::stft(x, 4, 2, 4, window, /*center=*/true, "reflect", false, std::nullopt, true);
          return std::vector{spectrum, torch::istft(spectrum, 4, 2, 4, window)};
        }},
-      {"stft of one sample", [&](const Tensor& x) {
+      {"stft of one sample",
+       [&](const Tensor& x) {
          return std::vector{torch::stft(x[1], 4, 2, 4, window, /*center=*/false, "reflect", true, false, true)};
        }},
       {"cdist", [](const Tensor& x) { return std::vector{at::cdist(x, x.flip({0}))}; }},
       {"combinations", [](const Tensor& x) { return std::vector{at::combinations(x.select(1, 0), 2)}; }},
-      {"take_along_dim", [](const Tensor& x) { return std::vector{at::take_along_dim(x, x.argsort(1), 1)}; }},
-      {"unflatten", [](const Tensor& x) { return std::vector{x.unflatten(1, {4, 2}), x.unflatten(0, {2, 2})}; }},
-      {"repeat_interleave", [](const Tensor& x) {
+      {"take_along_dim",
+       [](const Tensor& x) { return std::vector{at::take_along_dim(x, x.argsort(std::int64_t{1}), 1)}; }},
+      {"unflatten",
+       [](const Tensor& x) {
+         return std::vector{x.unflatten(1, {4, 2}), x.unflatten(0, {2, 2})};
+       }},
+      {"repeat_interleave",
+       [](const Tensor& x) {
          return std::vector{x.repeat_interleave(3, 0), x.repeat_interleave(at::tensor({1, 0, 2, 1}, at::kLong), 0)};
        }},
       {"where", [](const Tensor& x) { return at::where(x > 0.2); }},
-      {"meshgrid", [](const Tensor& x) { return at::meshgrid({x[0], x[1]}, "xy"); }},
-      {"gradient", [](const Tensor& x) { return at::gradient(x, 0.5, 1); }},
-      {"quantile", [](const Tensor& x) { return std::vector{at::quantile(x, 0.3, 1), at::nanquantile(x, 0.3, 0)}; }},
-      {"histogramdd", [](const Tensor& x) { return std::vector{std::get<0>(at::histogramdd(x.slice(1, 0, 2), {3, 3}))}; }},
-      {"is_nonzero", [](const Tensor& x) { return std::vector{at::full({}, x.select(0, 1).select(0, 1).is_nonzero())}; }},
-      {"cov", [](const Tensor& x) { return std::vector{at::cov(x), at::corrcoef(x)}; }},
-      {"pad_sequence", [](const Tensor& x) { return std::vector{at::pad_sequence({x, x.slice(0, 0, 2)}, true)}; }},
-      {"einsum", [](const Tensor& x) { return std::vector{at::einsum("bi,ci->bc", {x, x})}; }},
+      {"meshgrid",
+       [](const Tensor& x) {
+         return at::meshgrid({x[0], x[1]}, "xy");
+       }},
+      {"quantile",
+       [](const Tensor& x) {
+         return std::vector{at::quantile(x, 0.3, 1), at::nanquantile(x, 0.3, 0)};
+       }},
+      {"histogramdd",
+       [](const Tensor& x) {
+         return std::vector{std::get<0>(at::histogramdd(x.slice(1, 0, 2), {3, 3}))};
+       }},
+      {"is_nonzero",
+       [](const Tensor& x) { return std::vector{at::full({}, x.select(0, 1).select(0, 1).is_nonzero())}; }},
+      {"cov",
+       [](const Tensor& x) {
+         return std::vector{at::cov(x), at::corrcoef(x)};
+       }},
+      {"pad_sequence",
+       [](const Tensor& x) {
+         return std::vector{at::pad_sequence({x, x.slice(0, 0, 2)}, true)};
+       }},
+      {"einsum",
+       [](const Tensor& x) {
+         return std::vector{at::einsum("bi,ci->bc", {x, x})};
+       }},
       {"trapezoid", [](const Tensor& x) { return std::vector{at::trapezoid(x, 1, 0)}; }}};
   for (const auto& [name, call] : calls) {
     SCOPED_TRACE(name);
@@ -248,7 +284,8 @@ TEST(TensorSplit, TakesItsSectionsFromATensor) {
     const Tensor rows = distribute(waves({5, 6}), mesh, {Shard(0)});
     for (const Tensor& sections : {at::tensor(3, at::kLong), at::tensor({1, 4}, at::kLong)}) {
       const auto expected = at::tensor_split(waves({5, 6}), sections, 1);
-      for (const Tensor& given : {sections, distribute(sections, mesh, {sections.dim() == 0 ? Replicate() : Shard(0)})}) {
+      for (const Tensor& given :
+           {sections, distribute(sections, mesh, {sections.dim() == 0 ? Replicate() : Shard(0)})}) {
         EXPECT_EQ(difference(at::tensor_split(rows, given, 1), expected), "");
       }
     }
@@ -267,6 +304,31 @@ TEST(OneHot, LiesAsTheClassesDoAndRefusesWhatIsNoClass) {
     EXPECT_THROW((void)at::one_hot(rows - 1, 4), c10::Error);
     EXPECT_TRUE(replicated_fallbacks(mesh).empty());
   });
+}
+
+TEST(SparseEmbedding, HasDenseGradientsOfTheSameNumbers) {
+  const auto gradient = [](const Tensor& table, const Tensor& ids, bool in_bags) {
+    const Tensor weight = table.detach().requires_grad_();
+    const Tensor offsets = at::tensor({0, 2, 5}, at::kLong);
+    const Tensor found = in_bags
+                             ? std::get<0>(at::embedding_bag(weight, ids.flatten(), offsets, false, 0, /*sparse=*/true))
+                             : at::embedding(weight, ids, /*padding_idx=*/2, false, /*sparse=*/true);
+    found.pow(2).sum().backward();
+    return weight.grad();
+  };
+  for (const bool in_bags : {false, true}) {
+    const Tensor expected = gradient(waves({7, 4}), classes({4, 2}), in_bags).to_dense();
+    test::on_mesh("dp=2", [&](const Mesh& mesh) {
+      for (const Placement of_table : {Replicate(), Shard(0), Shard(1)}) {
+        for (const Placement of_ids : {Replicate(), Shard(0)}) {
+          const Tensor found = gradient(distribute(waves({7, 4}), mesh, {of_table}),
+                                        distribute(classes({4, 2}), mesh, {of_ids}), in_bags);
+          EXPECT_EQ(found.layout(), at::kStrided);
+          EXPECT_EQ(difference({found}, {expected}), "") << to_string(of_table) << to_string(of_ids);
+        }
+      }
+    });
+  }
 }
 
 }  // namespace
