@@ -188,10 +188,20 @@ void Replay::play(const RecordedCall& call) {
   call.op.callBoxed(stack);
   for (std::size_t i = 0; i < call.outputs.size(); ++i) {
     const auto& ids = call.outputs[i];
-    if (stack[i].isTensor() && !ids.empty()) keep(ids[0], stack[i].toTensor());
+    if (stack[i].isTensor() && !ids.empty()) keep_on_mesh(ids[0], stack[i].toTensor(), call);
     if (!stack[i].isTensorList()) continue;
-    for (std::size_t k = 0; k < ids.size(); ++k) keep(ids[k], stack[i].toListRef()[k].toTensor());
+    for (std::size_t k = 0; k < ids.size(); ++k) keep_on_mesh(ids[k], stack[i].toListRef()[k].toTensor(), call);
   }
+}
+
+/// Some composites make their result of a plain tensor, the same on every rank.
+void Replay::keep_on_mesh(ValueId id, const at::Tensor& tensor, const RecordedCall& call) {
+  const tensor::Sizes& sizes = tape_.values()[static_cast<std::size_t>(id)].sizes;
+  check<ConfigError>(tensor.sizes() == at::IntArrayRef(sizes),
+                     "build: {} gives [{}], which depends on values; without them it was taken for [{}]; do it before "
+                     "tessera::build",
+                     call.op.schema().name(), fmt::join(tensor.sizes(), ", "), fmt::join(sizes, ", "));
+  keep(id, is_mesh_tensor(tensor) ? tensor : distribute(tensor, mesh_, placements_of(id)));
 }
 
 void Replay::play_factory(const RecordedCall& call) {

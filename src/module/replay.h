@@ -39,6 +39,7 @@ class Replay {
   bool play_write_through_cut(const RecordedCall& call);
   void play_into_plain(const RecordedCall& call);
   void keep(ValueId id, at::Tensor tensor) { played_[static_cast<std::size_t>(id)] = {std::move(tensor), {}}; }
+  void keep_on_mesh(ValueId id, const at::Tensor& tensor, const RecordedCall& call);
   [[nodiscard]] at::Tensor whole(ValueId id) const;
   [[nodiscard]] const Placements& placements_of(ValueId id) const { return placements_[static_cast<std::size_t>(id)]; }
   [[nodiscard]] std::vector<c10::IValue> arguments_of(const RecordedCall& call) const;

@@ -3,6 +3,7 @@
 #include "module/tape.h"
 
 #include <ATen/ops/empty_strided.h>
+#include <ATen/ops/full.h>
 
 #include <algorithm>
 
@@ -44,15 +45,106 @@ void refuse_generator(const c10::OperatorHandle& op, const std::vector<c10::IVal
   }
 }
 
-void run_without_memory(const c10::OperatorHandle& op, torch::jit::Stack& stack) {
+/// Operators whose results have sizes that follow from values, or that are numbers.
+bool depends_on_values(const c10::OperatorHandle& op) {
+  return op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape) ||
+         !returns_tensor(op.schema());
+}
+
+/// What a call without a meta kernel may take for a moment. Tables and masks are far below, large weights are not.
+constexpr std::size_t kMaxStandInBytes = std::size_t{64} << 20;
+
+/// Runs a call on ordinary tensors of one number each, in place of those without memory. LibTorch has no meta kernel for
+/// many operators outside of Python; sizes and strides of their results are the same whatever the values are.
+class StandIns {
+ public:
+  StandIns(const c10::OperatorHandle& op, const torch::jit::Stack& arguments, double number) : op_(op) {
+    replace_tensors(op.schema(), arguments, stack_, [&](const at::Tensor& tensor) { return stand_in(tensor, number); });
+    for (std::size_t i = 0; i < stack_.size(); ++i) {
+      if (is_device(op.schema().arguments()[i]) && stack_[i].isDevice()) stack_[i] = c10::Device(at::kCPU);
+    }
+  }
+
+  /// The results, without memory.
+  [[nodiscard]] torch::jit::Stack run() {
+    op_.callBoxed(stack_);
+    torch::jit::Stack results;
+    for (const c10::IValue& value : stack_) {
+      if (value.isTensor()) {
+        results.emplace_back(without_stand_in(value.toTensor()));
+      } else if (value.isTensorList()) {
+        std::vector<at::Tensor> list;
+        for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(without_stand_in(tensor));
+        results.emplace_back(std::move(list));
+      } else {
+        results.push_back(value);
+      }
+    }
+    return results;
+  }
+
+ private:
+  at::Tensor stand_in(const at::Tensor& tensor, double number) {
+    if (!tensor.defined()) return tensor;
+    std::int64_t elements = tensor.numel() == 0 ? 0 : 1;
+    for (std::int64_t dim = 0; elements > 0 && dim < tensor.dim(); ++dim) {
+      elements += (tensor.size(dim) - 1) * tensor.stride(dim);
+    }
+    bytes_ += static_cast<std::size_t>(elements) * tensor.element_size();
+    check<ConfigError>(bytes_ <= kMaxStandInBytes,
+                       "build: the sizes that {} gives are found by computing it, and its tensors have more than {} MiB; "
+                       "do it after tessera::build",
+                       op_.schema().name(), kMaxStandInBytes >> 20);
+    const at::Tensor memory = at::full({elements}, number, tensor.options().device(at::kCPU).requires_grad(false));
+    const at::Tensor made = memory.as_strided(tensor.sizes(), tensor.strides());
+    pairs_.emplace_back(tensor, made);
+    return made;
+  }
+
+  /// An argument that was written, a view of an argument, or a tensor of its own.
+  at::Tensor without_stand_in(const at::Tensor& result) const {
+    if (!result.defined()) return result;
+    for (const auto& [tensor, made] : pairs_) {
+      if (result.is_same(made)) return tensor.sizes() == result.sizes() ? tensor : tensor.resize_(result.sizes());
+      if (result.is_alias_of(made)) {
+        return tensor.as_strided(result.sizes(), result.strides(), tensor.storage_offset() + result.storage_offset());
+      }
+    }
+    return without_memory(result);
+  }
+
+  const c10::OperatorHandle& op_;
+  torch::jit::Stack stack_;
+  std::vector<std::pair<at::Tensor, at::Tensor>> pairs_;
+  std::size_t bytes_ = 0;
+};
+
+[[noreturn]] void refuse_values(const c10::OperatorHandle& op, const c10::Error& error) {
+  const std::string reason = error.what_without_backtrace();
+  throw ConfigError(
+      fmt::format("build: {} needs the values of tensors that have no memory yet ({}); do it after "
+                  "tessera::build, or with tensors made before it",
+                  op.schema().name(), reason.substr(0, reason.find('\n'))));
+}
+
+/// Results of `arguments`, without memory: by the meta kernel, or else on tensors of zeros, or of ones where zeros have no
+/// quotient or inverse.
+torch::jit::Stack run_without_memory(const c10::OperatorHandle& op, const torch::jit::Stack& arguments) {
   try {
+    torch::jit::Stack stack = arguments;
     op.callBoxed(stack);
+    return stack;
   } catch (const c10::Error& error) {
-    const std::string reason = error.what_without_backtrace();
-    throw ConfigError(
-        fmt::format("build: {} needs the values of tensors that have no memory yet ({}); do it after "
-                    "tessera::build, or with tensors made before it",
-                    op.schema().name(), reason.substr(0, reason.find('\n'))));
+    if (depends_on_values(op)) refuse_values(op, error);
+  }
+  try {
+    return StandIns(op, arguments, 0).run();
+  } catch (const c10::Error&) {
+  }
+  try {
+    return StandIns(op, arguments, 1).run();
+  } catch (const c10::Error& error) {
+    refuse_values(op, error);
   }
 }
 
@@ -134,8 +226,8 @@ void Tape::record(const c10::OperatorHandle& op, torch::jit::Stack& stack) {
     if (is_device(schema.arguments()[i]) && (is_factory || !shapes[i].isNone())) shapes[i] = c10::Device(at::kMeta);
   }
   stack.erase(stack.begin() + static_cast<std::ptrdiff_t>(first), stack.end());
-  stack.insert(stack.end(), shapes.begin(), shapes.end());
-  run_without_memory(op, stack);
+  torch::jit::Stack results = run_without_memory(op, shapes);
+  stack.insert(stack.end(), results.begin(), results.end());
   number_outputs(call, stack, first);
   calls_.push_back(std::move(call));
 }

@@ -6,6 +6,7 @@
 
 #include <torch/torch.h>
 
+#include <functional>
 #include <map>
 
 #include "support/ranks.h"
@@ -233,6 +234,106 @@ struct Module : nn::Module {
 
 std::string refusal_of(const std::function<void(const Tensor&)>& init) {
   return refusal([&] { return Module(init); });
+}
+
+/// What constructors do to tables, masks and weights; LibTorch has no meta kernel for most of it.
+struct Made {
+  std::string name;
+  std::function<Tensor(const Tensor&)> make;  ///< of 0 1 2 ... 11 as [3, 4] of doubles
+};
+
+const std::vector<Made>& everyday_operators() {
+  static const std::vector<Made> kOperators{
+      {"abs", [](const Tensor& t) { return (t - 5).abs(); }},
+      {"abs_", [](const Tensor& t) { return (t - 5).abs_().t(); }},
+      {"relu", [](const Tensor& t) { return torch::relu(t - 5); }},
+      {"where", [](const Tensor& t) { return torch::where(t > 3, t, torch::zeros_like(t)); }},
+      {"std", [](const Tensor& t) { return t / t.std(); }},
+      {"min", [](const Tensor& t) { return t - t.min() + std::get<0>(t.max(1, true)); }},
+      {"flip", [](const Tensor& t) { return t.flip({0}) + t.roll(1, 0); }},
+      {"logical_and", [](const Tensor& t) { return torch::logical_and(t > 1, t < 5); }},
+      {"floor_divide", [](const Tensor& t) { return t.to(torch::kLong).floor_divide(t.to(torch::kLong) + 1); }},
+      {"tril_indices", [](const Tensor&) { return torch::tril_indices(3, 3); }},
+      {"polar", [](const Tensor& t) { return torch::view_as_real(torch::polar(torch::ones({3, 4}, torch::kDouble), t)); }},
+      {"one_hot", [](const Tensor&) { return torch::one_hot(torch::arange(4), 4); }},
+      {"sines", [](const Tensor& t) {
+         const Tensor angles = torch::arange(6, torch::kDouble).unsqueeze(1) / torch::pow(100.0, torch::arange(2, torch::kDouble) / 2);
+         const Tensor table = torch::zeros({6, 4}, torch::kDouble);
+         table.slice(1, 0, 4, 2).copy_(angles.sin());
+         table.slice(1, 1, 4, 2).copy_(angles.cos());
+         return table + t.sum();
+       }},
+      {"mask", [](const Tensor& t) { return torch::zeros({4, 4}, torch::kDouble).masked_fill(torch::ones({4, 4}).triu(1).to(torch::kBool), -1e9) + t[0]; }},
+      {"fft", [](const Tensor& t) { return torch::fft_irfft(torch::fft_rfft(t) * 2, 4) + torch::hann_window(4, torch::kDouble); }},
+      {"inverse", [](const Tensor& t) { return torch::linalg_inv(t.mm(t.t()) + torch::eye(3, torch::kDouble)); }},
+      {"outer_meshgrid", [](const Tensor& t) { const auto grid = torch::meshgrid({t[0], t[1]}, "ij"); return grid[0] * grid[1]; }},
+      {"index_put", [](const Tensor& t) { return t.clone().index_put_({t > 4}, torch::tensor(2.5, torch::kDouble)); }},
+      {"gather_sort", [](const Tensor& t) { return t.gather(1, std::get<1>(t.sin().sort(1))).cumsum(1); }},
+      {"bucketize", [](const Tensor& t) { return torch::bucketize(t, torch::arange(5, torch::kDouble)); }},
+      {"expand", [](const Tensor& t) { return t[0].expand({5, 4}).abs(); }},
+      {"diagonal", [](const Tensor& t) { Tensor made = t.clone(); made.diagonal().fill_(7); return made; }},
+  };
+  return kOperators;
+}
+
+struct MadeModule : nn::Module {
+  explicit MadeModule(const Made& made) {
+    const at::NoGradGuard no_grad;
+    const Tensor value = made.make(torch::arange(12, torch::kDouble).view({3, 4}));
+    buffer = register_buffer("buffer", value);
+    weight = register_parameter("weight", value.to(torch::kDouble) * 2);
+  }
+  Tensor buffer, weight;
+};
+
+TEST(Build, TakesEverydayOperatorsInAConstructor) {
+  for (const Made& made : everyday_operators()) {
+    SCOPED_TRACE(made.name);
+    const MadeModule expected(made);
+    for (const char* axes : {"dp=1", "dp=2", "tp=2"}) {
+      test::on_mesh(axes, [&](const Mesh& mesh) {
+        const Plan plan = Plan().add("weight", {{"tp", Shard(0)}});
+        const auto built = build(mesh, mesh.axis_index("tp") < 0 ? Plan() : plan, [&] { return std::make_shared<MadeModule>(made); });
+        EXPECT_EQ(built->buffer.scalar_type(), expected.buffer.scalar_type());
+        EXPECT_TRUE(full(built->buffer).allclose(expected.buffer, 1e-12, 1e-12)) << axes;
+        EXPECT_TRUE(full(built->weight).detach().allclose(expected.weight, 1e-12, 1e-12)) << axes;
+      });
+    }
+  }
+}
+
+TEST(Build, DrawsTheSameOrthogonalWeightsOnEveryMesh) {
+  Tensor expected;
+  for (const char* axes : {"dp=1", "dp=2", "tp=2"}) {
+    test::on_mesh(axes, [&](const Mesh& mesh) {
+      manual_seed(mesh, 3);
+      const Plan plan = mesh.axis_index("tp") < 0 ? Plan() : Plan().add("weight", {{"tp", Shard(0)}});
+      const auto built = build(mesh, plan, [] {
+        return std::make_shared<Module>([](const Tensor& w) { nn::init::orthogonal_(w); });
+      });
+      const Tensor found = full(built->parameters()[0]).detach();
+      EXPECT_TRUE(found.mm(found.t()).allclose(torch::eye(4), 1e-5, 1e-5));
+      if (mesh.rank() != 0) return;
+      if (!expected.defined()) expected = found;
+      EXPECT_TRUE(found.allclose(expected, 1e-6, 1e-6)) << axes;
+    });
+  }
+}
+
+TEST(Build, RefusesSizesThatDependOnValues) {
+  const auto refusal_to_repeat = refusal_of([](const Tensor&) {
+    (void)torch::arange(3).repeat_interleave(torch::arange(3));
+  });
+  EXPECT_NE(refusal_to_repeat.find("aten::repeat_interleave gives [3], which depends on values"), std::string::npos)
+      << refusal_to_repeat;
+  EXPECT_NE(refusal_of([](const Tensor&) { (void)torch::one_hot(torch::arange(4)); }).find("aten::one_hot needs the values"),
+            std::string::npos);
+}
+
+TEST(Build, RefusesToComputeWhatIsLargeForItsSizes) {
+  const at::NoGradGuard no_grad;
+  EXPECT_NE(refusal_of([](const Tensor&) { (void)torch::ones({1 << 13, 1 << 13}).abs(); }).find("more than 64 MiB"),
+            std::string::npos);
 }
 
 TEST(Build, RefusesWhatNeedsValuesAndNamesIt) {

@@ -59,7 +59,10 @@ class Recording {
 ///           nor pass a torch::Generator. Tensors made before are used as they are: the same on every rank.
 /// Cost      one collective per parameter at most; none where operators follow the plan
 /// Order     collective; as distribute()
-/// Throws    ConfigError naming the operator that cannot do without values; what distribute() throws
+/// Operators any. Where LibTorch cannot tell the sizes of a result without computing it (abs, where, flip, one_hot), it is
+///           computed for a moment on zeros, up to 64 MiB
+/// Throws    ConfigError naming the operator that cannot do without values, or is beyond 64 MiB; what distribute()
+///           throws
 template <class MakePlan, std::invocable Make>
 requires std::same_as<std::remove_cvref_t<MakePlan>, Plan> || std::invocable<MakePlan&, const torch::nn::Module&>
 [[nodiscard]] auto build(const Mesh& mesh, const MakePlan& plan, Make&& make, const DistributeOptions& options = {}) {
