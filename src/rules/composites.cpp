@@ -27,6 +27,7 @@ void register_composites() {
     rules::add_host_reading_composites(*library);
     rules::add_embedding_composites(*library);
   }
+  rules::add_view_composites(autograd);
 }
 
 }  // namespace tessera::tensor
