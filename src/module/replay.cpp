@@ -186,12 +186,7 @@ void Replay::play(const RecordedCall& call) {
   // t_() and its kin change a handle; other handles of the value keep their sizes.
   if (call.op.hasTag(at::Tag::inplace_view)) stack[0] = tensor::share(stack[0].toTensor());
   call.op.callBoxed(stack);
-  for (std::size_t i = 0; i < call.outputs.size(); ++i) {
-    const auto& ids = call.outputs[i];
-    if (stack[i].isTensor() && !ids.empty()) keep_on_mesh(ids[0], stack[i].toTensor(), call);
-    if (!stack[i].isTensorList()) continue;
-    for (std::size_t k = 0; k < ids.size(); ++k) keep_on_mesh(ids[k], stack[i].toListRef()[k].toTensor(), call);
-  }
+  for_each_output(call, stack, [&](ValueId id, const at::Tensor& tensor) { keep_on_mesh(id, tensor, call); });
 }
 
 /// Some composites make their result of a plain tensor, the same on every rank.

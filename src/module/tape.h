@@ -7,6 +7,7 @@
 #include <ATen/core/stack.h>
 
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "tensor/layout.h"
@@ -28,6 +29,7 @@ struct RecordedCall {
 struct Value {
   tensor::Sizes sizes;
   at::ScalarType dtype = at::kFloat;
+  const void* storage = nullptr;  ///< it claims to have; views share it
 };
 
 class Tape {
@@ -54,6 +56,12 @@ class Tape {
   [[nodiscard]] static Place place_of(const at::Tensor& tensor);
   [[nodiscard]] bool knows(const at::Tensor& tensor) const;
   ValueId number(const at::Tensor& tensor, bool is_new);
+  /// What a call gives, without memory; numbers if it reads values that can be known.
+  [[nodiscard]] torch::jit::Stack results_of(const RecordedCall& call, const torch::jit::Stack& shapes) const;
+  /// The calls, oldest first, that the tensors of `call` come from; nothing if they are large, or drawn by the mesh.
+  [[nodiscard]] std::optional<std::vector<const RecordedCall*>> origin_of(const RecordedCall& call) const;
+  /// Tensor arguments of `call` as on one device, by doing their origin again; nothing if there is none.
+  [[nodiscard]] std::optional<std::vector<at::Tensor>> values_for(const RecordedCall& call) const;
   void number_outputs(RecordedCall& call, torch::jit::Stack& stack, std::size_t first);
 
   std::vector<RecordedCall> calls_;
@@ -81,6 +89,17 @@ void for_each_tensor(const c10::FunctionSchema& schema, c10::ArrayRef<c10::IValu
     } else if (is_tensor_list(schema.arguments()[i], value)) {
       for (const c10::IValue& item : value.toListRef()) visit(tensor_or_none(item), i);
     }
+  }
+}
+
+/// Calls `visit(id, tensor)` for every tensor of the recording among the results of `call`.
+template <class Visit>
+void for_each_output(const RecordedCall& call, const torch::jit::Stack& results, const Visit& visit) {
+  for (std::size_t i = 0; i < call.outputs.size(); ++i) {
+    const auto& ids = call.outputs[i];
+    if (results[i].isTensor() && !ids.empty()) visit(ids[0], results[i].toTensor());
+    if (!results[i].isTensorList()) continue;
+    for (std::size_t k = 0; k < ids.size(); ++k) visit(ids[k], results[i].toListRef()[k].toTensor());
   }
 }
 

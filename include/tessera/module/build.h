@@ -54,13 +54,13 @@ class Recording {
 ///           on the number of ranks; call manual_seed(mesh, seed) before
 /// Plan      a Plan, or a function from the module without memory to a Plan, for instance
 ///           [](const torch::nn::Module& m) { return plan_for_transformer(m.named_parameters().keys()); }
-/// Make      returns a module holder, or a shared_ptr to a module; it must not read values (item(), data_ptr(),
-/// printing)
-///           nor pass a torch::Generator. Tensors made before are used as they are: the same on every rank.
+/// Make      returns a module holder, or a shared_ptr to a module; it must not read memory (data_ptr(), printing) or
+///           values that are drawn, nor pass a torch::Generator. Tensors made before are used as they are: the same on
+///           every rank.
 /// Cost      one collective per parameter at most; none where operators follow the plan
 /// Order     collective; as distribute()
-/// Operators any. Where LibTorch cannot tell the sizes of a result without computing it (abs, where, flip, one_hot), it is
-///           computed for a moment on zeros, up to 64 MiB
+/// Operators any. Where LibTorch cannot tell what a result is like without computing it (abs, where, flip, one_hot), it is
+///           computed for a moment, up to 64 MiB. Values can be read (item()) if nothing was drawn for them.
 /// Throws    ConfigError naming the operator that cannot do without values, or is beyond 64 MiB; what distribute()
 ///           throws
 template <class MakePlan, std::invocable Make>
