@@ -27,7 +27,8 @@ MeshStorage::MeshStorage(at::Tensor local, const Placements& placements, const M
       mesh_(mesh) {
   release_data_and_set_meta_custom_data_ptr_error_msg_(
       "this is a mesh tensor: its data is spread over ranks; read it with tessera::local(), tessera::full() or "
-      "tessera::print(); to save a module, tessera::gather() a clone of it and save that");
+      "tessera::print(); to save modules and optimizers, call tessera::save(folder, state) on every rank; for torch::save of a "
+      "module, tessera::gather() a clone of it and save that");
 }
 
 /// release_resources() is for a storage that weak pointers still know.

@@ -294,6 +294,15 @@ TEST(Saving, RefusesAMeshTensorAndSaysWhatToDo) {
       EXPECT_NE(std::string(error.what()).find("tessera::full()"), std::string::npos) << error.what();
       EXPECT_NE(std::string(error.what()).find("tessera::gather()"), std::string::npos) << error.what();
     }
+    torch::optim::AdamW optimizer(net->parameters());
+    for (const Tensor& parameter : net->parameters()) parameter.mutable_grad() = torch::ones_like(parameter);
+    optimizer.step();
+    try {
+      torch::save(optimizer, stream);
+      FAIL() << "its state is spread over ranks";
+    } catch (const c10::Error& error) {
+      EXPECT_NE(std::string(error.what()).find("tessera::save("), std::string::npos) << error.what();
+    }
     std::stringstream file;
     torch::save(full(net->first->weight.detach()), file);
     Tensor read;
