@@ -85,7 +85,7 @@ void one_partial_row(const OpCall& call, int axis, int index, Rows& rows) {
 
 void pointwise_rows(const OpCall& call, int axis, Rows& rows) { shard_rows(call, axis, rows); }
 
-void sum_rows(const OpCall& call, int axis, Rows& rows) {
+void addition_rows(const OpCall& call, int axis, Rows& rows) {
   // add.Scalar is affine, not linear: only the forms with two tensors keep a partial sum.
   if (call.num_tensors() == 2) all_partial_row(call, axis, rows);
   shard_rows(call, axis, rows);
@@ -146,7 +146,7 @@ const Rule& pointwise_rule() {
 }
 
 void add_pointwise_rules(RuleTable& table) {
-  for (const char* name : {"aten::add", "aten::sub"}) table[name] = {.rows = sum_rows, .cuts = Cuts::kAny};
+  for (const char* name : {"aten::add", "aten::sub"}) table[name] = {.rows = addition_rows, .cuts = Cuts::kAny};
   for (const char* name : {"aten::neg", "aten::clone", "aten::copy", "aten::zero", "aten::positive",
                            "aten::lift_fresh", "aten::lift", "aten::alias", "aten::contiguous", "aten::_conj", "aten::_conj_physical",
                            "aten::conj_physical", "aten::_neg_view"}) {
