@@ -195,6 +195,7 @@ void GradientReducer::reduce(const at::Tensor& parameter, const Placements& targ
     if (when_complete) when_complete(parameter);
     return;
   }
+  tensor::storage_of(gradient).copy = nullptr;  // what is reduced is no view of another gradient
   bring_to_stages(gradient, target);
   convert(gradient);
   const bool is_scattered = scatter(parameter, gradient, target);

@@ -8,6 +8,7 @@
 #include "tensor/decide.h"
 #include "tensor/redistribute.h"
 #include "tessera/base/error.h"
+#include "tessera/tensor/mesh_tensor.h"
 
 namespace tessera::tensor {
 namespace {
@@ -63,13 +64,28 @@ void Call::compute(Decision& decision) {
 }
 
 void Call::run_localised(Decision& decision) {
-  if (decision.compute != nullptr) {
-    decision.compute(op_, decision, *mesh_, stack_);
-  } else {
-    op_.callBoxed(stack_);
+  try {
+    if (decision.compute != nullptr) {
+      decision.compute(op_, decision, *mesh_, stack_);
+    } else {
+      op_.callBoxed(stack_);
+    }
+  } catch (c10::Error& error) {
+    error.add_context(global_context());
+    throw;
   }
   write_back(decision);
   wrap_outputs(decision);
+}
+
+/// What LibTorch says of a shard, in the words of the program.
+std::string Call::global_context() const {
+  std::vector<std::string> operands;
+  for (const TensorSlot& slot : tensors_) {
+    if (slot.tensor.defined()) operands.push_back(describe(slot.tensor));
+  }
+  return fmt::format("{} of {}; sizes and indices before this are those of the shards of rank {}", info_.name,
+                     fmt::join(operands, "; "), mesh_->rank());
 }
 
 void Call::add_tensor(const at::Tensor& tensor, std::size_t argument) {
@@ -110,17 +126,17 @@ void Call::refuse_what_has_no_meaning() const {
   if (info_.random && info_.rule == nullptr && mesh_->size() > 1) [[unlikely]]
     refuse_random();
   for (const TensorSlot& slot : tensors_) {
-    if (slot.written) refuse_write_into_copy(slot.tensor);
+    if (slot.written) refuse_write_into_unknown(slot.tensor);
   }
-  for (const at::Tensor& out : outs_) refuse_write_into_copy(out);
+  for (const at::Tensor& out : outs_) refuse_write_into_unknown(out);
 }
 
-void Call::refuse_write_into_copy(const at::Tensor& tensor) const {
-  if (!is_mesh(tensor) || !storage_of(tensor).is_view_of_copy) [[likely]]
+void Call::refuse_write_into_unknown(const at::Tensor& tensor) const {
+  if (!is_mesh(tensor) || storage_of(tensor).copy == nullptr || storage_of(tensor).copy->shows) [[likely]]
     return;
   throw ShapeError(fmt::format(
-      "{}: writes into a view along a sharded dim, which would not reach its base; redistribute the base first, "
-      "or write with an out-of-place operator",
+      "{}: writes into a view that shows other numbers than its base has (a conjugate, or the negative), and would not reach "
+      "it; write into the base: base.copy_(values.conj())",
       info_.name));
 }
 
@@ -250,6 +266,7 @@ at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) con
 
 void Call::localise_arguments(Decision& decision) {
   work_out_layout(decision);
+  work_out_views(decision);
   if (!decision.sizes_known || info_.sizes_depend_on_values) sizes_call_.emplace(describe_call());
   if (sizes_call_) keep_arguments();
   std::size_t next = 0;

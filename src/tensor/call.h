@@ -43,7 +43,7 @@ class Call {
   void collect_tensors();
   void add_tensor(const at::Tensor& tensor, std::size_t argument);
   void refuse_what_has_no_meaning() const;
-  void refuse_write_into_copy(const at::Tensor& tensor) const;
+  void refuse_write_into_unknown(const at::Tensor& tensor) const;
   [[noreturn]] void refuse_random() const;
   void build_key(CallKey& key);
   [[nodiscard]] OpCall describe_call();
@@ -53,6 +53,7 @@ class Call {
   void run_here(Decision& decision);
   void compute(Decision& decision);
   void run_localised(Decision& decision);
+  [[nodiscard]] std::string global_context() const;
   [[nodiscard]] static bool keeps_memory(const TensorSlot& slot);
   [[nodiscard]] at::Tensor local_for(const TensorSlot& slot, const Placements& target) const;
   void localise_arguments(Decision& decision);
@@ -69,7 +70,8 @@ class Call {
   [[nodiscard]] at::Tensor wrap_as_planned(const at::Tensor& local, const Decision& decision) const;
   void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const;
   [[nodiscard]] Placements output_placements(const Decision& decision, std::size_t output) const;
-  void note_view(const at::Tensor& result, const Decision& decision) const;
+  void note_view(const at::Tensor& result, const Decision& decision, std::size_t element) const;
+  void note_copy(MeshStorage& storage, const Decision& decision, std::size_t element) const;
   void note_cast(const at::Tensor& result) const;
   [[nodiscard]] at::Tensor tensor_of_argument(int argument) const;
   [[nodiscard]] at::Tensor fill_out(const at::Tensor& out, const at::Tensor& local, const Decision& decision,
@@ -78,6 +80,7 @@ class Call {
   // call_layout.cpp: strides and offsets of results.
   [[nodiscard]] bool hides_strides(const Decision& decision) const;
   void work_out_layout(Decision& decision);
+  void work_out_views(Decision& decision);
   [[nodiscard]] std::vector<OutputShape> layouts_of_whole();
   void take_layout(const at::Tensor& result, std::size_t output, std::size_t element) const;
 
@@ -130,6 +133,7 @@ class Call {
   c10::SmallVector<at::Tensor, 1> local_outs_;  ///< filled by the local call
   c10::SmallVector<std::pair<std::size_t, at::Tensor>, 1> passed_;
   std::shared_ptr<const ResultLayout> layout_;  ///< of this call; null: shards show it
+  std::shared_ptr<const ShownViews> views_;  ///< of this call; null: views have the memory of their base
   std::optional<OpCall> sizes_call_;
   std::vector<c10::IValue> kept_arguments_;
   const Mesh* mesh_ = nullptr;

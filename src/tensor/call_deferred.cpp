@@ -74,7 +74,9 @@ bool Call::can_wait(Decision& decision) const {
 /// sum += gradient, both where they lie, and one of them not computed yet.
 bool Call::sums_what_waits(const Decision& decision) const {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    if (!is_mesh(tensors_[i].tensor) || !(storage_of(tensors_[i].tensor).placements() == decision.inputs[i])) return false;
+    if (!is_mesh(tensors_[i].tensor)) return false;
+    const MeshStorage& storage = storage_of(tensors_[i].tensor);
+    if (storage.copy != nullptr || !(storage.placements() == decision.inputs[i])) return false;
   }
   return pending_of(tensors_[0].tensor) != nullptr || pending_of(tensors_[1].tensor) != nullptr;
 }

@@ -79,6 +79,22 @@ void Call::work_out_layout(Decision& decision) {
   layout_ = decision.layout;
 }
 
+/// What part of its base a view shows that gets memory of its own.
+void Call::work_out_views(Decision& decision) {
+  if (!info_.is_view || !is_mesh(tensors_[0].tensor)) return;
+  const ViewCopy* of_copy = storage_of(tensors_[0].tensor).copy.get();
+  if (of_copy == nullptr && !decision.gathers_view && !decision.hides_strides) [[likely]]
+    return;
+  if (of_copy != nullptr && !of_copy->shows) return;
+  const Strided base = of_copy == nullptr ? Strided::of(tensors_[0].tensor) : *of_copy->shows;
+  if (decision.views == nullptr || !(decision.views->base == base)) {
+    const c10::ArrayRef<c10::IValue> arguments(&slot(0), info_.arguments.size());
+    decision.views = std::make_shared<const ShownViews>(
+        ShownViews{base, views_of(op_, arguments, base, tensors_[0].tensor.scalar_type())});
+  }
+  views_ = decision.views;
+}
+
 std::vector<OutputShape> Call::layouts_of_whole() {
   try {
     Stack stack;

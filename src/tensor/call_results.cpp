@@ -11,6 +11,17 @@
 #include "tessera/base/error.h"
 
 namespace tessera::tensor {
+namespace {
+
+/// False if an operator that gives a view on one device had to copy here.
+bool shares_memory(const MeshStorage& view, const MeshStorage& base) {
+  const at::Tensor& of_view = view.local_unfinished();
+  const at::Tensor& of_base = base.local_unfinished();
+  if (!of_base.defined() || of_view.is_meta() || of_base.is_meta() || of_base.numel() == 0) return true;
+  return of_view.storage().unsafeGetStorageImpl() == of_base.storage().unsafeGetStorageImpl();
+}
+
+}  // namespace
 
 void Call::write_back_plain(at::Tensor plain, const at::Tensor& local, const Placements& target) const {
   if (!plain.defined() || target.all_replicate()) return;
@@ -27,10 +38,12 @@ void Call::write_back(const Decision& decision) {
       continue;
     }
     MeshStorage& storage = storage_of(slot.tensor);
-    if (storage.gather_ahead != nullptr) storage.gather_ahead->forget(storage.local());
+    forget_gathered(slot.tensor);
     storage.note_write();
-    if (storage.placements() == target) continue;
-    storage.local().copy_(redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
+    if (!(storage.placements() == target)) {
+      storage.local().copy_(redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
+    }
+    if (storage.copy != nullptr) [[unlikely]] write_to_base(storage);
   }
 }
 
@@ -69,7 +82,7 @@ at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std
   }
   at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
   take_layout(result, output, element);
-  note_view(result, decision);
+  note_view(result, decision, element);
   note_cast(result);
   return result;
 }
@@ -104,27 +117,44 @@ at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decisi
   return result;
 }
 
-void Call::note_view(const at::Tensor& result, const Decision& decision) const {
+void Call::note_view(const at::Tensor& result, const Decision& decision, std::size_t element) const {
   if (!info_.is_view) return;
   // Else backward of a write into a view asks for it by strides, which mean nothing for a shard.
   c10::AutogradState::get_tls_state().set_view_replay_enabled(true);
   MeshStorage& storage = storage_of(result);
   storage.is_view = true;
-  storage.is_view_of_copy = decision.gathers_view;
   if (!is_mesh(tensors_[0].tensor)) return;
   if (c10::InferenceMode::is_enabled()) [[unlikely]]
     keep_keys(result, tensors_[0].tensor);
   MeshStorage& base = storage_of(tensors_[0].tensor);
+  storage.count_writes_with(tensors_[0].tensor);
+  if (base.copy != nullptr || decision.gathers_view || !shares_memory(storage, base)) [[unlikely]]
+    note_copy(storage, decision, element);
   const bool shares_memory_of_sum = storage.placements().any_partial() || base.family.is_or_was_shared();
   if (shares_memory_of_sum && !decision.gathers_view) storage.family.join(base.family);
   if (const auto deferred = base.deferred()) storage.defer(deferred);
   storage.memory = base.memory;
-  if (base.is_view_of_copy) storage.is_view_of_copy = true;
   if (!decision.gathers_view) {
     storage.gathered_at_use = base.gathered_at_use;
     storage.gather_ahead = base.gather_ahead;
   }
   storage.stage.pinned = base.stage.pinned;
+}
+
+/// A view that was made of gathered data, or of such a view.
+void Call::note_copy(MeshStorage& storage, const Decision& decision, std::size_t element) const {
+  const at::Tensor& operand = tensors_[0].tensor;
+  const ViewCopy* of_copy = storage_of(operand).copy.get();
+  auto copy = std::make_unique<ViewCopy>();
+  copy->base = of_copy == nullptr ? share(operand) : of_copy->base;
+  if (views_ != nullptr && views_->views.size() > element) copy->shows = views_->views[element];
+  copy->gathered = decision.inputs[0];
+  for (int axis = 0; of_copy != nullptr && axis < copy->gathered.size(); ++axis) {
+    if (!copy->gathered[axis].is_replicate()) copy->gathered[axis] = of_copy->gathered[axis];
+  }
+  copy->made = storage.placements();
+  copy->seen = storage.num_writes();
+  storage.copy = std::move(copy);
 }
 
 /// A parameter in another dtype, as autocast makes it, is gathered at use as the parameter is.
@@ -154,7 +184,7 @@ void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t o
     }
     at::Tensor result = wrap(local, placements, *mesh_, sizes);
     take_layout(result, output, list.size());
-    note_view(result, decision);
+    note_view(result, decision, list.size());
     list.push_back(std::move(result));
   }
   value = std::move(list);
@@ -173,6 +203,7 @@ at::Tensor Call::fill_out(const at::Tensor& out, const at::Tensor& local, const 
   if (out.sizes() == at::IntArrayRef(sizes) && !storage.placements().any_partial()) {
     storage.local().copy_(redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
     storage.note_write();
+    if (storage.copy != nullptr) write_to_base(storage);
     return out;
   }
   out.unsafeGetTensorImpl()->shallow_copy_from(wrap_one(local, decision, output).getIntrusivePtr());

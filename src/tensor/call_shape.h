@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "tensor/layout.h"
+#include "tensor/view_of_base.h"
 
 namespace tessera::tensor {
 
@@ -30,6 +30,12 @@ struct OutputShape {
 struct ResultLayout {
   std::vector<std::int64_t> operands;  ///< strides and offset of each
   std::vector<OutputShape> outputs;    ///< empty: the operator does not say
+};
+
+/// What view operators show of a base, for results that get memory of their own.
+struct ShownViews {
+  Strided base;
+  std::vector<Strided> views;  ///< empty: the operator does not say
 };
 
 struct CallShape {

@@ -249,6 +249,7 @@ void Call::take_strides(const CallShape& shape) const {
 
 /// The call runs on other ranks.
 void Call::skip(Decision& decision) {
+  work_out_views(decision);
   const bool watched = runtime_->recompute.watches();
   if (watched) enter_block(/*runs_here=*/false);
   // What is reduced inside its storage for this call is reduced from now on, here as there.
@@ -286,7 +287,7 @@ c10::IValue Call::absent_output(const OutputShape& shape, const Decision& decisi
     }
     list.push_back(wrap_absent(tensor.sizes, tensor.strides, tensor.offset, tensor.dtype,
                                output_placements(decision, output), *mesh_));
-    note_view(list.get(list.size() - 1), decision);
+    note_view(list.get(list.size() - 1), decision, list.size() - 1);
     note_cast(list.get(list.size() - 1));
   }
   return shape.is_list ? c10::IValue(std::move(list)) : c10::IValue(list.get(0));

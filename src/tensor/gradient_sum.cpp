@@ -33,9 +33,7 @@ void add_up_across_stages(const at::Tensor& sum, const at::Tensor& gradient) {
   MeshStorage& storage = storage_of(sum);
   storage.replace(storage_of(result).local(), storage_of(result).placements());
   storage.stage = storage_of(result).stage;
-  storage.is_view = false;
-  storage.is_view_of_copy = false;
-  storage.family.reset();
+  storage.leave_base();
   sum.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
 }
 
@@ -44,9 +42,7 @@ void own_memory(const at::Tensor& sum) {
   if (!is_mesh(sum)) return;
   MeshStorage& storage = storage_of(sum);
   const at::Tensor& local = storage.local();
-  storage.is_view = false;
-  storage.is_view_of_copy = false;
-  storage.family.reset();
+  storage.leave_base();
   if (local.is_meta() || (local.use_count() == 1 && local.storage().use_count() == 1)) return;
   storage.replace(local.clone(), storage.placements());
 }

@@ -46,9 +46,22 @@ void MeshStorage::leave_value() { std::exchange(value, nullptr)->leave_storage(l
 
 void MeshStorage::note_write() {
   family.note_write();
+  ++root().writes_;
+  if (copy != nullptr) copy->seen = num_writes();
   if (memory == nullptr) return;
   ++memory->num_writes;
   if (const auto owner = memory->owner.lock()) owner->keep();
+}
+
+void MeshStorage::count_writes_with(const at::Tensor& base) {
+  root_ = storage_of(base).root_ ? storage_of(base).root_ : std::optional(base.storage().getWeakStorageImpl());
+}
+
+void MeshStorage::leave_base() {
+  is_view = false;
+  copy = nullptr;
+  root_.reset();
+  family.reset();
 }
 
 void MeshStorage::refuse_stale() const {
@@ -88,6 +101,7 @@ void MeshStorage::release_resources() {
   c10::StorageImpl::release_resources();
   if (value != nullptr) leave_value();
   local_.reset();
+  copy = nullptr;
   family.reset();
   completion_ = nullptr;
   deferred_ = nullptr;
@@ -96,8 +110,7 @@ void MeshStorage::release_resources() {
 
 at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes) {
   // Lazy conjugation would stay in the shard, where collectives do not see it.
-  const bool is_lazy = local.is_conj() || local.is_neg();
-  if (is_lazy) [[unlikely]]
+  if (local.is_conj() || local.is_neg()) [[unlikely]]
     local = local.resolve_conj().resolve_neg();
   const c10::DispatchKeySet keys = keys_for(mesh.device());
   const auto dtype = local.dtype();
@@ -114,9 +127,7 @@ at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh
   }
   // Autograd finds what was written into a view by its strides and its offset.
   if (offset != 0) impl->set_storage_offset(offset);
-  at::Tensor result(std::move(impl));
-  storage_of(result).is_view_of_copy = is_lazy;
-  return result;
+  return at::Tensor(std::move(impl));
 }
 
 at::Tensor wrap_absent(at::IntArrayRef global_sizes, at::IntArrayRef global_strides, std::int64_t offset,

@@ -7,8 +7,10 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "tensor/deferred.h"
+#include "tensor/view_copy.h"
 #include "tensor/view_family.h"
 #include "tessera/mesh/mesh.h"
 #include "tessera/tensor/recompute.h"
@@ -50,6 +52,7 @@ class MeshStorage final : public c10::StorageImpl {
   [[nodiscard]] const at::Tensor& local() {
     if (completion_) [[unlikely]] complete();
     if (family.missed_a_write()) [[unlikely]] refuse_stale();
+    if (copy != nullptr && copy->seen != num_writes()) [[unlikely]] read_base_again(*this, local_);
     return local_;
   }
   /// The local shard as it is, for those who manage completions themselves.
@@ -72,8 +75,8 @@ class MeshStorage final : public c10::StorageImpl {
   /// Runs and clears the hook of set_reducer, if there is one.
   void reduce_with_others();
 
-  /// A view that had to be made from gathered data: writing into it would not reach its base.
-  bool is_view_of_copy = false;
+  /// Of a view that has memory of its own, since it had to be made from gathered data; null: none.
+  std::unique_ptr<ViewCopy> copy;
   /// A view: its memory is part of another tensor's.
   bool is_view = false;
   /// Of a partial value: whoever else has its memory, or had it.
@@ -113,6 +116,12 @@ class MeshStorage final : public c10::StorageImpl {
 
   /// The shard was written in place.
   void note_write();
+  /// Writes to the tensor and to all that are views of the same.
+  [[nodiscard]] std::uint32_t num_writes() const noexcept { return root().writes_; }
+  /// A view of `base` counts writes together with it.
+  void count_writes_with(const at::Tensor& base);
+  /// No view any more: what is written is seen by nobody else.
+  void leave_base();
   /// Frees the shard; `restore` must refill it before it may be read.
   void drop(Completion restore);
   void refill(at::Tensor local);
@@ -121,6 +130,10 @@ class MeshStorage final : public c10::StorageImpl {
 
  private:
   void complete();
+  /// Of the tensor that this is a view of. Released when that tensor is gone, but still a place to count.
+  [[nodiscard]] const MeshStorage& root() const noexcept {
+    return root_ ? *static_cast<const MeshStorage*>(root_->_unsafe_get_target()) : *this;
+  }
   [[noreturn]] void refuse_stale() const;
   void leave_value();
 
@@ -130,6 +143,8 @@ class MeshStorage final : public c10::StorageImpl {
   Completion completion_;
   std::shared_ptr<Deferred> deferred_;
   std::function<void()> reducer_;
+  std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> root_;  ///< nothing: no view
+  mutable std::uint32_t writes_ = 0;
 };
 
 /// The dispatch key of mesh tensors. Its autograd and in-place keys come with it.

@@ -94,6 +94,7 @@ struct Decision {
   bool gathers_view = false;                ///< a view whose input had to be redistributed
   bool hides_strides = false;               ///< some shard is so small that its strides do not tell those of the whole
   std::shared_ptr<const ResultLayout> layout;  ///< of the last call where they did not; null: none yet
+  std::shared_ptr<const ShownViews> views;     ///< of the last call that needed them; null: none yet
   std::vector<Decision> elements;           ///< per element of the lists, where the rule says so
   StageSet stages = 0;                      ///< where the call runs; 0: everywhere
   std::uint64_t key = 0;                    ///< of the call, if it runs on stages

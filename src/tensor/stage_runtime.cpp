@@ -210,8 +210,8 @@ void StageRuntime::forget_copies(const at::Tensor& tensor) const {
   if (storage.stage.home == 0) return;
   Placements placements = storage.placements();
   placements[map_.axis()] = map_.placement_of(storage.stage.home);
-  const at::Tensor local = storage.local();
   const bool keeps_data = (storage.stage.home & map_.stages_here()) != 0;
+  const at::Tensor local = keeps_data ? storage.local() : storage.local_unfinished();
   storage.replace(keeps_data ? local : at::empty_like(local, at::TensorOptions(at::kMeta)), placements);
   storage.stage.home = 0;
 }
