@@ -6,10 +6,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 
-#include <optional>
 #include <vector>
 
-#include "tensor/box.h"
+#include "tensor/view_of_base.h"
 
 namespace tessera::module {
 
@@ -20,14 +19,10 @@ class CutView {
   /// All of `base`, a mesh tensor.
   explicit CutView(at::Tensor base);
 
-  /// The view by a recorded slice, narrow or select; nothing if it is another operator or has a step.
-  [[nodiscard]] std::optional<CutView> view(const c10::FunctionSchema& schema,
-                                            const std::vector<c10::IValue>& arguments) const;
+  /// What a recorded view operator (slice, chunk, diagonal ...) makes of it; nothing if it is none.
+  [[nodiscard]] std::vector<CutView> views(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments) const;
 
-  /// The `length` positions of `dim` from `begin`; `selected`: of length 1, and the dim disappears.
-  [[nodiscard]] CutView narrowed(std::int64_t dim, std::int64_t begin, std::int64_t length, bool selected) const;
-
-  /// True if some dim that is not whole is sharded.
+  /// True if shards of the base are not shards of the view.
   [[nodiscard]] bool is_cut() const;
 
   /// A mesh tensor with the view's values, for reading.
@@ -38,18 +33,11 @@ class CutView {
   void write(const c10::OperatorHandle& op, std::vector<c10::IValue> arguments) const;
 
  private:
-  struct Dim {
-    Extent extent;          ///< in the base
-    bool selected = false;  ///< of length 1, and no dim of the view
-  };
-  /// The view's part in this rank's shard, in the coordinates of the view; and where it starts in the shard, per dim.
-  [[nodiscard]] tensor::Box part() const;
-  [[nodiscard]] at::Tensor local_part() const;
-  [[nodiscard]] Extent mine(std::size_t dim) const;
-  [[nodiscard]] std::size_t base_dim(std::int64_t dim) const;
+  CutView(at::Tensor base, tensor::Strided shows);
 
   at::Tensor base_;
-  std::vector<Dim> dims_;
+  tensor::Strided shows_;
+  tensor::ViewOfBase view_;
 };
 
 }  // namespace tessera::module

@@ -177,7 +177,7 @@ void Replay::play(const RecordedCall& call) {
     play_factory(call);
     return;
   }
-  if (play_view_of_cut_dim(call) || play_parts_of_cut_dim(call) || play_write_through_cut(call)) return;
+  if (play_views_of_cut_dim(call) || play_write_through_cut(call)) return;
   if (only_writes_out(call)) {
     play_into_plain(call);
     return;
@@ -224,36 +224,17 @@ void Replay::play_factory(const RecordedCall& call) {
   keep(id, result);
 }
 
-bool Replay::play_view_of_cut_dim(const RecordedCall& call) {
-  if (call.inputs.size() != 1 || call.outputs.size() != 1 || call.outputs[0].size() != 1) return false;
+bool Replay::play_views_of_cut_dim(const RecordedCall& call) {
+  if (call.inputs.size() != 1 || call.outputs.size() != 1) return false;
+  const auto& returned = call.op.schema().returns()[0];
+  if (returned.alias_info() == nullptr || returned.alias_info()->isWrite()) return false;
   const Played& input = played_[static_cast<std::size_t>(call.inputs[0])];
   const CutView base = input.cut ? *input.cut : CutView(input.tensor);
-  std::optional<CutView> view = base.view(call.op.schema(), call.arguments);
-  if (!view || !view->is_cut()) return false;
-  played_[static_cast<std::size_t>(call.outputs[0][0])].cut = std::move(view);
-  return true;
-}
-
-/// chunk, split, unbind: consecutive parts of a dim.
-bool Replay::play_parts_of_cut_dim(const RecordedCall& call) {
-  const std::string& name = call.op.schema().name();
-  const bool is_unbind = name == "aten::unbind";
-  if (!is_unbind && !is_one_of(name, std::array{"aten::chunk", "aten::split", "aten::split_with_sizes"})) return false;
-  const Played& input = played_[static_cast<std::size_t>(call.inputs[0])];
-  const CutView base = input.cut ? *input.cut : CutView(input.tensor);
-  const std::int64_t dim = argument(call, "dim").toInt();
-  std::int64_t begin = 0;
-  std::vector<CutView> parts;
-  for (const ValueId id : call.outputs[0]) {
-    const tensor::Sizes& sizes = tape_.values()[static_cast<std::size_t>(id)].sizes;
-    const auto num_dims = static_cast<std::int64_t>(sizes.size());
-    const std::int64_t length = is_unbind ? 1 : sizes[static_cast<std::size_t>(dim < 0 ? dim + num_dims : dim)];
-    parts.push_back(base.narrowed(dim, begin, length, is_unbind));
-    begin += length;
-  }
-  if (parts.empty() || !parts.front().is_cut()) return false;
-  for (std::size_t k = 0; k < parts.size(); ++k) {
-    played_[static_cast<std::size_t>(call.outputs[0][k])].cut = std::move(parts[k]);
+  std::vector<CutView> views = base.views(call.op, call.arguments);
+  const bool any_cut = std::any_of(views.begin(), views.end(), [](const CutView& view) { return view.is_cut(); });
+  if (!any_cut || views.size() != call.outputs[0].size()) return false;
+  for (std::size_t k = 0; k < views.size(); ++k) {
+    played_[static_cast<std::size_t>(call.outputs[0][k])].cut = std::move(views[k]);
   }
   return true;
 }

@@ -34,8 +34,7 @@ class Replay {
   void find_last_uses();
   void play(const RecordedCall& call);
   void play_factory(const RecordedCall& call);
-  bool play_view_of_cut_dim(const RecordedCall& call);
-  bool play_parts_of_cut_dim(const RecordedCall& call);
+  bool play_views_of_cut_dim(const RecordedCall& call);
   bool play_write_through_cut(const RecordedCall& call);
   void play_into_plain(const RecordedCall& call);
   void keep(ValueId id, at::Tensor tensor) { played_[static_cast<std::size_t>(id)] = {std::move(tensor), {}}; }
