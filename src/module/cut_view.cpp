@@ -65,7 +65,7 @@ at::Tensor CutView::read() const {
   for (int axis = 0; axis < gathered.size(); ++axis) {
     if (!gathered[axis].is_shard()) continue;
     const auto dim = static_cast<std::size_t>(gathered[axis].dim);
-    const bool is_cut = view_.cuts(dim);
+    const bool is_cut = !gathered[axis].cut.is_plain() || view_.cuts(dim);
     made[axis] = is_cut ? Placement(Replicate()) : Placement(Shard(view_.dim_of(dim)));
     if (is_cut) gathered[axis] = Replicate();
   }
@@ -80,15 +80,32 @@ at::Tensor CutView::read() const {
 
 void CutView::write(const c10::OperatorHandle& op, std::vector<c10::IValue> arguments) const {
   auto& storage = storage_of(base_);
-  const auto [local, box] =
-      view_.part(storage.local(), tensor::Box::of(base_.sizes(), storage.placements(), storage.mesh()));
+  const auto pieces =
+      tensor::pieces_of(tensor::Box::of(base_.sizes(), storage.placements(), storage.mesh()), storage.local());
+  // Collective, so once, however many pieces a rank holds.
+  for (std::size_t i = 1; i < arguments.size(); ++i) {
+    if (arguments[i].isTensor()) arguments[i] = full(arguments[i].toTensor());
+  }
+  for (const tensor::Piece& piece : pieces) write_piece(op, arguments, piece);
+}
+
+bool CutView::is_in_groups() const {
+  const Placements& placements = storage_of(base_).placements();
+  return std::any_of(placements.begin(), placements.end(), [](const Placement& p) { return p.is_shard() && p.cut.groups > 1; });
+}
+
+void CutView::write_piece(const c10::OperatorHandle& op, std::vector<c10::IValue> arguments,
+                          const tensor::Piece& piece) const {
+  const auto [local, box] = view_.part(piece.local, piece.box);
   const bool has_part = local.defined();
   for (std::size_t i = 1; i < arguments.size(); ++i) {
-    if (!arguments[i].isTensor()) continue;
-    const at::Tensor whole = full(arguments[i].toTensor());
-    if (has_part) arguments[i] = part_of(whole, box);
+    if (arguments[i].isTensor() && has_part) arguments[i] = part_of(arguments[i].toTensor(), box);
   }
   if (rules::draws_by_element(op)) {
+    check<ConfigError>(!is_in_groups(),
+                       "build: {} draws into a slice along a dim that the plan cuts in groups; draw the whole parameter, or "
+                       "leave that dim whole in the plan",
+                       op.schema().name());
     // Ranks without a part draw nothing, but count.
     rules::draw_part(op, arguments, has_part ? local : at::Tensor(), box, mesh_of(base_));
     return;

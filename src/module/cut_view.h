@@ -33,6 +33,10 @@ class CutView {
   void write(const c10::OperatorHandle& op, std::vector<c10::IValue> arguments) const;
 
  private:
+  /// The same for the part of a shard that is one box.
+  void write_piece(const c10::OperatorHandle& op, std::vector<c10::IValue> arguments, const tensor::Piece& piece) const;
+  [[nodiscard]] bool is_in_groups() const;
+
   CutView(at::Tensor base, tensor::Strided shows);
 
   at::Tensor base_;

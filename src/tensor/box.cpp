@@ -26,6 +26,23 @@ Box Box::of(at::IntArrayRef global_sizes, const Placements& placements, const Me
   return box;
 }
 
+std::vector<Piece> pieces_of(const Box& box, const at::Tensor& local) {
+  std::vector<Piece> pieces{{{box.whole, box.extents, {}}, local}};
+  for (const auto& [dim, parts] : box.parts) {
+    std::vector<Piece> cut;
+    for (const Piece& piece : pieces) {
+      std::int64_t begin = 0;
+      for (const Extent& part : parts) {
+        cut.push_back({piece.box, piece.local.narrow(static_cast<std::int64_t>(dim), begin, part.length)});
+        cut.back().box.extents[dim] = part;
+        begin += part.length;
+      }
+    }
+    pieces = std::move(cut);
+  }
+  return pieces;
+}
+
 std::int64_t Box::num_elements() const noexcept {
   std::int64_t count = 1;
   for (const Extent& extent : extents) count *= extent.length;

@@ -2,6 +2,7 @@
 // The part of a tensor that one rank holds, as a box in the whole, and the runs of consecutive elements it consists of.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
 #include <utility>
@@ -26,6 +27,14 @@ struct Box {
   /// The parts of dim `dim`; null if it is one.
   [[nodiscard]] const Extents* parts_of(std::size_t dim) const noexcept;
 };
+
+/// A box that is one part of each dim, and the memory that holds it.
+struct Piece {
+  Box box;
+  at::Tensor local;
+};
+/// `local`, which holds `box`, piece by piece.
+[[nodiscard]] std::vector<Piece> pieces_of(const Box& box, const at::Tensor& local);
 
 /// Consecutive elements in the box that are consecutive in the whole, too. Indices count row-major.
 struct Run {
