@@ -99,9 +99,9 @@ void keep_own_part(const at::Tensor& gradient, int axis, const Placement& target
   if (storage.mesh().axis_size(axis) == 1) return;
   Placements placements = storage.placements();
   placements[axis] = target;
-  const at::Tensor part = tensor::redistribute_local(storage.local(), gradient.sizes(), storage.placements(), placements,
-                                                     storage.mesh());
-  storage.replace(part.clone(at::MemoryFormat::Contiguous), placements);
+  const at::Tensor part = tensor::redistribute_local(storage.local(), gradient.sizes(), gradient.strides(),
+                                                     storage.placements(), placements, storage.mesh());
+  storage.replace(part.clone(), placements);
 }
 
 /// Starts the reduce-scatter of a gradient along `axis`; the storage holds this rank's share from now on.
@@ -112,7 +112,8 @@ void start_scatter(const at::Tensor& gradient, int axis, const Placement& target
   Placements placements = storage.placements();
   placements[axis] = target;
   if (!is_here(gradient)) {
-    storage.replace(tensor::redistribute_local(local, gradient.sizes(), storage.placements(), placements, storage.mesh()),
+    storage.replace(tensor::redistribute_local(local, gradient.sizes(), gradient.strides(), storage.placements(), placements,
+                                               storage.mesh()),
                     placements);
     return;
   }
@@ -124,10 +125,10 @@ void start_scatter(const at::Tensor& gradient, int axis, const Placement& target
   const auto pending = std::make_shared<comm::Pending>(group.post_reduce_scatter(rows, received));
   const at::Tensor mine = tensor::from_scattered_rows(received, target.dim, cut, group.rank());
   storage.replace(mine, placements);
-  storage.set_completion([pending, rows, mine, placements, dtype = gradient.scalar_type(), &storage] {
+  const tensor::DimOrder order = tensor::memory_order(gradient.sizes(), gradient.strides());
+  storage.set_completion([pending, rows, mine, order, placements, dtype = gradient.scalar_type(), &storage] {
     pending->wait();
-    // The strides that the tensor shows are those of dense memory.
-    storage.replace(mine.contiguous(), placements);
+    storage.replace(tensor::in_order(mine, order), placements);
     restore_dtype(storage, dtype);
   });
 }

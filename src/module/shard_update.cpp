@@ -57,7 +57,7 @@ at::Tensor ShardUpdate::read(const at::Tensor& tensor) const {
   if (!mesh_) return ordered_like(full(tensor), like_);
   if (is_mesh_tensor(tensor)) return ordered_like(tensor::read_as(tensor, placements_), like_);
   const Placements whole = Placements::replicated(mesh_->num_axes());
-  return ordered_like(tensor::redistribute_local(tensor, tensor.sizes(), whole, placements_, *mesh_), like_);
+  return ordered_like(tensor::redistribute_local(tensor, tensor.sizes(), tensor.strides(), whole, placements_, *mesh_), like_);
 }
 
 at::Tensor ShardUpdate::write(const at::Tensor& tensor) {
@@ -75,7 +75,7 @@ void ShardUpdate::bring_home(const at::Tensor& tensor, const at::Tensor& opened,
   } else if (const int axis = gathered_axis(placements_, placements(tensor)); axis >= 0 && is_here(tensor)) {
     gathers.add(opened, home, placements_[axis], *mesh_, axis);
   } else {
-    home.copy_(tensor::redistribute_local(opened, tensor.sizes(), placements_, placements(tensor), *mesh_));
+    home.copy_(tensor::redistribute_local(opened, tensor.sizes(), tensor.strides(), placements_, placements(tensor), *mesh_));
   }
 }
 

@@ -57,26 +57,14 @@ void localise_new(const OpCall& call, Decision& decision) {
                               int_list(tensor::local_sizes(global, decision.outputs[0], call.mesh)));
 }
 
-/// Dense strides of `sizes` with dims ordered as in `like`.
-Sizes strides_ordered_like(at::IntArrayRef like, at::IntArrayRef sizes) {
-  c10::SmallVector<std::size_t, 6> order(sizes.size());
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return like[a] > like[b]; });
-  Sizes strides(sizes.size());
-  std::int64_t dense = 1;
-  for (auto dim = order.rbegin(); dim != order.rend(); ++dim) {
-    strides[*dim] = dense;
-    dense *= std::max<std::int64_t>(sizes[*dim], 1);
-  }
-  return strides;
-}
-
 void localise_new_strided(const OpCall& call, Decision& decision) {
   localise_new(call, decision);
   if (!shards_any(decision.outputs[0])) return;
   const auto strides = call.named("stride").toDimVector();
-  const Sizes local = tensor::local_sizes(size_argument(call), decision.outputs[0], call.mesh);
-  decision.edits.emplace_back(call.index_of("stride"), int_list(strides_ordered_like(strides, local)));
+  const Sizes global = size_argument(call);
+  const Sizes local = tensor::local_sizes(global, decision.outputs[0], call.mesh);
+  const Sizes local_strides = tensor::dense_strides(local, tensor::memory_order(global, strides));
+  decision.edits.emplace_back(call.index_of("stride"), int_list(local_strides));
 }
 
 }  // namespace

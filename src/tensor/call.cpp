@@ -179,7 +179,7 @@ void Call::build_key(CallKey& key) {
 }
 
 OpCall Call::describe_call() {
-  OpCall call{op_.schema(), *mesh_, {}, c10::ArrayRef<c10::IValue>(&slot(0), info_.arguments.size()), info_.in_place};
+  OpCall call{op_.schema(), *mesh_, {}, arguments(), info_.in_place};
   for (const TensorSlot& slot : tensors_) {
     TensorArg argument;
     argument.argument = slot.argument;
@@ -256,16 +256,17 @@ at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) con
     if (as_it_lies && info_.is_view && storage.deferred() != nullptr) return storage.local_unfinished();
     if (as_it_lies) return storage.local();
     return keeps_memory(slot)
-               ? redistribute_local(storage.local(), slot.tensor.sizes(), storage.placements(), target, *mesh_)
+               ? redistribute_local(storage.local(), slot.tensor.sizes(), slot.tensor.strides(), storage.placements(), target,
+                                    *mesh_)
                : read_for_use(slot.tensor, target);
   }
   if (target.all_replicate()) return slot.tensor;
-  return redistribute_local(slot.tensor, slot.tensor.sizes(), Placements::replicated(mesh_->num_axes()), target,
-                            *mesh_);
+  return redistribute_local(slot.tensor, slot.tensor.sizes(), slot.tensor.strides(),
+                            Placements::replicated(mesh_->num_axes()), target, *mesh_);
 }
 
 void Call::localise_arguments(Decision& decision) {
-  work_out_layout(decision);
+  work_out_layout(decision, arguments());
   work_out_views(decision);
   if (!decision.sizes_known || info_.sizes_depend_on_values) sizes_call_.emplace(describe_call());
   if (sizes_call_) keep_arguments();

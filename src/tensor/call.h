@@ -36,6 +36,9 @@ class Call {
 
  private:
   [[nodiscard]] c10::IValue& slot(std::size_t argument) { return stack_[base_ + argument]; }
+  [[nodiscard]] c10::ArrayRef<c10::IValue> arguments() {
+    return c10::ArrayRef<c10::IValue>(&slot(0), info_.arguments.size());
+  }
 
   // call.cpp: from arguments to a decision, and local arguments.
   void prepare();
@@ -79,10 +82,12 @@ class Call {
 
   // call_layout.cpp: strides and offsets of results.
   [[nodiscard]] bool hides_strides(const Decision& decision) const;
-  void work_out_layout(Decision& decision);
+  void work_out_layout(Decision& decision, c10::ArrayRef<c10::IValue> arguments);
   void work_out_views(Decision& decision);
-  [[nodiscard]] std::vector<OutputShape> layouts_of_whole();
-  void take_layout(const at::Tensor& result, std::size_t output, std::size_t element) const;
+  [[nodiscard]] std::vector<OutputShape> layouts_of_whole(c10::ArrayRef<c10::IValue> arguments) const;
+  [[nodiscard]] const ResultShape* known_layout(at::IntArrayRef sizes, std::size_t output, std::size_t element) const;
+  [[nodiscard]] at::Tensor wrap_result(at::Tensor local, const Placements& placements, at::IntArrayRef sizes,
+                                       std::size_t output, std::size_t element) const;
 
   // call_recompute.cpp: what recomputation wants to know of a call in forward.
   void run_recorded(Decision& decision);

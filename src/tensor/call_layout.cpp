@@ -52,13 +52,14 @@ bool Call::hides_strides(const Decision& decision) const {
     if (strides_are_ambiguous(storage_of(slot.tensor).placements(), *mesh_, slot.tensor.sizes())) return true;
   }
   for (std::size_t i = 0; decision.sizes_known && i < decision.outputs.size(); ++i) {
-    if (strides_are_ambiguous(decision.outputs[i], *mesh_, decision.output_sizes[i])) return true;
+    const Sizes& sizes = decision.output_sizes[i];  // none: this output is not defined
+    if (!sizes.empty() && strides_are_ambiguous(decision.outputs[i], *mesh_, sizes)) return true;
   }
   return false;
 }
 
 /// What one device does to strides is asked of the operator itself, on tensors without data; most operators can say.
-void Call::work_out_layout(Decision& decision) {
+void Call::work_out_layout(Decision& decision, c10::ArrayRef<c10::IValue> arguments) {
   const bool is_unclear =
       decision.hides_strides ||
       (info_.is_view && !decision.gathers_view && is_mesh(tensors_[0].tensor) && has_other_strides(tensors_[0].tensor));
@@ -74,7 +75,7 @@ void Call::work_out_layout(Decision& decision) {
   if (decision.layout == nullptr || !std::equal(operands.begin(), operands.end(), decision.layout->operands.begin(),
                                                 decision.layout->operands.end())) {
     decision.layout = std::make_shared<const ResultLayout>(
-        ResultLayout{std::vector<std::int64_t>(operands.begin(), operands.end()), layouts_of_whole()});
+        ResultLayout{std::vector<std::int64_t>(operands.begin(), operands.end()), layouts_of_whole(arguments)});
   }
   layout_ = decision.layout;
 }
@@ -95,10 +96,10 @@ void Call::work_out_views(Decision& decision) {
   views_ = decision.views;
 }
 
-std::vector<OutputShape> Call::layouts_of_whole() {
+std::vector<OutputShape> Call::layouts_of_whole(c10::ArrayRef<c10::IValue> arguments) const {
   try {
     Stack stack;
-    for (std::size_t i = 0; i < info_.arguments.size(); ++i) stack.push_back(on_meta(slot(i), info_.arguments[i].kind));
+    for (std::size_t i = 0; i < info_.arguments.size(); ++i) stack.push_back(on_meta(arguments[i], info_.arguments[i].kind));
     op_.callBoxed(stack);
     return shapes_of(stack, info_.name);
   } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): strides are those that the shard suggests, then
@@ -106,11 +107,24 @@ std::vector<OutputShape> Call::layouts_of_whole() {
   }
 }
 
-void Call::take_layout(const at::Tensor& result, std::size_t output, std::size_t element) const {
-  if (layout_ == nullptr || layout_->outputs.size() <= output) return;
+const ResultShape* Call::known_layout(at::IntArrayRef sizes, std::size_t output, std::size_t element) const {
+  if (layout_ == nullptr || layout_->outputs.size() <= output) return nullptr;
   const std::vector<ResultShape>& tensors = layout_->outputs[output].tensors;
-  if (tensors.size() <= element || at::IntArrayRef(tensors[element].sizes) != result.sizes()) return;
-  result.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), tensors[element].strides, tensors[element].offset);
+  if (tensors.size() <= element || at::IntArrayRef(tensors[element].sizes) != sizes) return nullptr;
+  return &tensors[element];
+}
+
+/// Where a shard does not show how the whole lies, it is brought to lie as the whole would on one device: kernels expect
+/// that inputs with equal strides lie alike. A view lies as its base does.
+at::Tensor Call::wrap_result(at::Tensor local, const Placements& placements, at::IntArrayRef sizes, std::size_t output,
+                             std::size_t element) const {
+  const ResultShape* known = known_layout(sizes, output, element);
+  const bool is_row_major = known == nullptr && !info_.is_view && !shows_row_major(local) &&
+                            strides_are_ambiguous(placements, *mesh_, sizes);
+  if (known == nullptr && !is_row_major) return wrap(std::move(local), placements, *mesh_, sizes);
+  const Sizes strides = is_row_major ? contiguous_strides(sizes) : known->strides;
+  if (!info_.is_view) local = in_order(local, memory_order(sizes, strides));
+  return wrap_as(std::move(local), placements, *mesh_, sizes, strides, known == nullptr ? 0 : known->offset);
 }
 
 }  // namespace tessera::tensor

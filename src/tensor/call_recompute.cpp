@@ -76,7 +76,8 @@ class CallProducer final : public Producer {
       if (!is_mesh(slot.tensor)) continue;
       MeshStorage& storage = storage_of(slot.tensor);
       if (info_.reads_sizes_only) {
-        operand = wrap(at::empty_like(storage.local(), at::kMeta), storage.placements(), mesh_, slot.tensor.sizes());
+        operand = wrap_as(at::empty_like(storage.local(), at::kMeta), storage.placements(), mesh_, slot.tensor.sizes(),
+                          slot.tensor.strides());
         continue;
       }
       if (storage.memory == nullptr) storage.memory = std::make_shared<SharedMemory>();
@@ -136,7 +137,7 @@ class CallProducer final : public Producer {
     const at::Tensor local = info_.reads_sizes_only ? stand_in(storage.local(), mesh_)
                              : written              ? storage.local().clone()
                                                     : storage.local();
-    return wrap(local, placements, mesh_, tensor.sizes());
+    return wrap_as(local, placements, mesh_, tensor.sizes(), tensor.strides());
   }
 
   [[nodiscard]] Call::Stack make_stack() const {

@@ -26,7 +26,7 @@ bool shares_memory(const MeshStorage& view, const MeshStorage& base) {
 void Call::write_back_plain(at::Tensor plain, const at::Tensor& local, const Placements& target) const {
   if (!plain.defined() || target.all_replicate()) return;
   const Placements whole = Placements::replicated(mesh_->num_axes());
-  plain.copy_(redistribute_local(local, plain.sizes(), target, whole, *mesh_));
+  plain.copy_(redistribute_local(local, plain.sizes(), plain.strides(), target, whole, *mesh_));
 }
 
 void Call::write_back(const Decision& decision) {
@@ -41,7 +41,8 @@ void Call::write_back(const Decision& decision) {
     forget_gathered(slot.tensor);
     storage.note_write();
     if (!(storage.placements() == target)) {
-      storage.local().copy_(redistribute_local(local, slot.tensor.sizes(), target, storage.placements(), storage.mesh()));
+      storage.local().copy_(redistribute_local(local, slot.tensor.sizes(), slot.tensor.strides(), target,
+                                               storage.placements(), storage.mesh()));
     }
     if (storage.copy != nullptr) [[unlikely]] write_to_base(storage);
   }
@@ -53,6 +54,10 @@ void Call::wrap_outputs(Decision& decision) {
   if (sizes_call_) {
     fill_output_sizes(*sizes_call_, info_.rule, decision,
                       c10::ArrayRef<c10::IValue>(stack_.data() + first, num_outputs));
+    if (!decision.hides_strides && hides_strides(decision)) {
+      decision.hides_strides = true;
+      work_out_layout(decision, kept_arguments_);
+    }
   }
   std::size_t out = 0;
   for (std::size_t i = 0; i < num_outputs; ++i) {
@@ -80,8 +85,7 @@ at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std
         fmt::format("{} gives a {} tensor, which is not supported on a mesh tensor; call it on tessera::full of it",
                     info_.name, c10::str(local.layout())));
   }
-  at::Tensor result = wrap(local, decision.outputs[output], *mesh_, decision.output_sizes[output]);
-  take_layout(result, output, element);
+  at::Tensor result = wrap_result(local, decision.outputs[output], decision.output_sizes[output], output, element);
   note_view(result, decision, element);
   note_cast(result);
   return result;
@@ -112,9 +116,9 @@ at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decisi
                       info_.name, to_string(placement), fmt::join(sizes, ", "), sizes.size()));
     }
   }
-  at::Tensor result = wrap(redistribute_local(local, sizes, decision.outputs[0], wanted, *mesh_), wanted, *mesh_, sizes);
-  take_layout(result, 0, 0);
-  return result;
+  const at::Tensor made = wrap_one(local, decision, 0);
+  return wrap_as(redistribute_local(local, sizes, made.strides(), decision.outputs[0], wanted, *mesh_), wanted, *mesh_,
+                 sizes, made.strides());
 }
 
 void Call::note_view(const at::Tensor& result, const Decision& decision, std::size_t element) const {
@@ -182,8 +186,7 @@ void Call::wrap_list(c10::IValue& value, const Decision& decision, std::size_t o
             decision.output_sizes[output][static_cast<std::size_t>(placement.dim)];
       }
     }
-    at::Tensor result = wrap(local, placements, *mesh_, sizes);
-    take_layout(result, output, list.size());
+    at::Tensor result = wrap_result(local, placements, sizes, output, list.size());
     note_view(result, decision, list.size());
     list.push_back(std::move(result));
   }
@@ -196,12 +199,14 @@ at::Tensor Call::fill_out(const at::Tensor& out, const at::Tensor& local, const 
   if (!is_mesh(out)) {
     const Placements whole = Placements::replicated(mesh_->num_axes());
     at::Tensor plain = out;
-    plain.resize_(sizes).copy_(redistribute_local(local, sizes, decision.outputs[output], whole, *mesh_));
+    plain.resize_(sizes);
+    plain.copy_(redistribute_local(local, sizes, plain.strides(), decision.outputs[output], whole, *mesh_));
     return out;
   }
   MeshStorage& storage = storage_of(out);
   if (out.sizes() == at::IntArrayRef(sizes) && !storage.placements().any_partial()) {
-    storage.local().copy_(redistribute_local(local, sizes, decision.outputs[output], storage.placements(), *mesh_));
+    storage.local().copy_(redistribute_local(local, sizes, out.strides(), decision.outputs[output], storage.placements(),
+                                             *mesh_));
     storage.note_write();
     if (storage.copy != nullptr) write_to_base(storage);
     return out;

@@ -2,6 +2,8 @@
 // Arithmetic between global and local sizes and strides.
 #include "tensor/layout.h"
 
+#include <ATen/ExpandUtils.h>
+
 #include <algorithm>
 #include <numeric>
 #include <utility>
@@ -84,6 +86,45 @@ Sizes contiguous_strides(at::IntArrayRef sizes) {
   Sizes strides(sizes.size(), 1);
   for (std::size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * std::max<std::int64_t>(sizes[dim], 1);
   return strides;
+}
+
+DimOrder memory_order(at::IntArrayRef sizes, at::IntArrayRef strides) {
+  DimOrder order(sizes.size());
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  const bool descends = std::is_sorted(strides.rbegin(), strides.rend()) && !strides.empty() && strides.back() > 0;
+  if (descends && std::adjacent_find(strides.begin(), strides.end()) == strides.end()) return order;
+  const std::vector<std::int64_t> dense = at::infer_dense_strides(sizes, strides);
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    const auto i = static_cast<std::size_t>(a);
+    const auto k = static_cast<std::size_t>(b);
+    // Equal strides: one of the two has one element, and is the inner one.
+    return dense[i] != dense[k] ? dense[i] > dense[k] : sizes[i] > 1 && sizes[k] <= 1;
+  });
+  return order;
+}
+
+DimOrder inverse(const DimOrder& order) {
+  DimOrder result(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i)
+    result[static_cast<std::size_t>(order[i])] = static_cast<std::int64_t>(i);
+  return result;
+}
+
+Sizes dense_strides(at::IntArrayRef sizes, const DimOrder& order) {
+  Sizes strides(sizes.size());
+  std::int64_t stride = 1;
+  for (auto dim = order.rbegin(); dim != order.rend(); ++dim) {
+    strides[static_cast<std::size_t>(*dim)] = stride;
+    stride *= std::max<std::int64_t>(sizes[static_cast<std::size_t>(*dim)], 1);
+  }
+  return strides;
+}
+
+at::Tensor in_order(const at::Tensor& tensor, const DimOrder& order) {
+  const Sizes strides = dense_strides(tensor.sizes(), order);
+  if (tensor.strides() == at::IntArrayRef(strides)) return tensor;
+  const at::Tensor dense = tensor.permute(order).contiguous();
+  return dense.as_strided(tensor.sizes(), strides, dense.storage_offset());
 }
 
 std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh) {

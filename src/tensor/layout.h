@@ -39,6 +39,23 @@ void check_cuts(std::string_view operation, at::IntArrayRef sizes, const Placeme
 /// Strides of row-major memory.
 [[nodiscard]] Sizes contiguous_strides(at::IntArrayRef sizes);
 
+/// Dims from the outermost in memory to the innermost.
+using DimOrder = c10::SmallVector<std::int64_t, 6>;
+
+/// How the dims of a tensor of these global sizes and strides lie. Where strides do not say (expanded dims, dims of one
+/// element), they lie as in what empty_like makes. Shards must not be asked: those of few elements would say another order.
+[[nodiscard]] DimOrder memory_order(at::IntArrayRef sizes, at::IntArrayRef strides);
+
+/// Where each dim stands in `order`.
+[[nodiscard]] DimOrder inverse(const DimOrder& order);
+
+/// Strides of memory without gaps whose dims lie in `order`.
+[[nodiscard]] Sizes dense_strides(at::IntArrayRef sizes, const DimOrder& order);
+
+/// `tensor` with `dense_strides`, to the stride of a dim of one element, by which kernels tell memory formats: itself if it
+/// lies so.
+[[nodiscard]] at::Tensor in_order(const at::Tensor& tensor, const DimOrder& order);
+
 /// Into how many parts dim `dim` is cut in all.
 [[nodiscard]] std::int64_t num_shards(int dim, const Placements& placements, const Mesh& mesh);
 

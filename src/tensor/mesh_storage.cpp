@@ -18,6 +18,25 @@ c10::DispatchKeySet keys_for(c10::Device device) {
   return c10::DispatchKeySet(kMeshKey) | c10::DispatchKeySet(autocast);
 }
 
+/// `strides` null: row-major.
+at::Tensor make_around(at::Tensor local, const Placements& placements, const Mesh& mesh, at::IntArrayRef sizes,
+                       const at::IntArrayRef* strides, std::int64_t offset) {
+  // Lazy conjugation would stay in the shard, where collectives do not see it.
+  if (local.is_conj() || local.is_neg()) [[unlikely]]
+    local = local.resolve_conj().resolve_neg();
+  const auto dtype = local.dtype();
+  auto impl = c10::make_intrusive<c10::TensorImpl>(
+      c10::Storage(c10::make_intrusive<MeshStorage>(std::move(local), placements, mesh)), keys_for(mesh.device()), dtype);
+  if (strides == nullptr) {
+    impl->set_sizes_contiguous(sizes);
+  } else {
+    impl->set_sizes_and_strides(sizes, *strides);
+  }
+  // Autograd finds what was written into a view by its strides and its offset.
+  if (offset != 0) impl->set_storage_offset(offset);
+  return at::Tensor(std::move(impl));
+}
+
 }  // namespace
 
 MeshStorage::MeshStorage(at::Tensor local, const Placements& placements, const Mesh& mesh)
@@ -109,25 +128,16 @@ void MeshStorage::release_resources() {
 }
 
 at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes) {
-  // Lazy conjugation would stay in the shard, where collectives do not see it.
-  if (local.is_conj() || local.is_neg()) [[unlikely]]
-    local = local.resolve_conj().resolve_neg();
-  const c10::DispatchKeySet keys = keys_for(mesh.device());
-  const auto dtype = local.dtype();
-  const bool contiguous = local.is_contiguous() || strides_are_ambiguous(placements, mesh, global_sizes);
+  const bool contiguous = shows_row_major(local) || strides_are_ambiguous(placements, mesh, global_sizes);
   const std::int64_t offset = local.storage_offset();
-  c10::SmallVector<std::int64_t, 6> strides;
-  if (!contiguous) strides = global_strides(local, global_sizes);
-  auto impl = c10::make_intrusive<c10::TensorImpl>(
-      c10::Storage(c10::make_intrusive<MeshStorage>(std::move(local), placements, mesh)), keys, dtype);
-  if (contiguous) {
-    impl->set_sizes_contiguous(global_sizes);
-  } else {
-    impl->set_sizes_and_strides(global_sizes, strides);
-  }
-  // Autograd finds what was written into a view by its strides and its offset.
-  if (offset != 0) impl->set_storage_offset(offset);
-  return at::Tensor(std::move(impl));
+  if (contiguous) return make_around(std::move(local), placements, mesh, global_sizes, nullptr, offset);
+  const Sizes strides = global_strides(local, global_sizes);
+  return wrap_as(std::move(local), placements, mesh, global_sizes, strides, offset);
+}
+
+at::Tensor wrap_as(at::Tensor local, const Placements& placements, const Mesh& mesh, at::IntArrayRef global_sizes,
+                   at::IntArrayRef global_strides, std::int64_t offset) {
+  return make_around(std::move(local), placements, mesh, global_sizes, &global_strides, offset);
 }
 
 at::Tensor wrap_absent(at::IntArrayRef global_sizes, at::IntArrayRef global_strides, std::int64_t offset,

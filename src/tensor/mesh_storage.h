@@ -164,9 +164,20 @@ inline constexpr c10::DispatchKey kMeshKey = c10::DispatchKey::PrivateUse3;
   return storage_of(tensor.unsafeGetTensorImpl());
 }
 
-/// Makes a mesh tensor of `global_sizes` around `local`. Strides follow the local layout.
+/// True if a shard shows that it is row-major. Of one element per channel it may be channels-last at once: kernels take it
+/// for that.
+[[nodiscard]] inline bool shows_row_major(const at::Tensor& local) {
+  return local.is_contiguous() && !local.unsafeGetTensorImpl()->is_strides_like_channels_last();
+}
+
+/// Makes a mesh tensor of `global_sizes` around `local`. Strides follow the local layout, and are row-major where some
+/// shard does not tell its own (strides_are_ambiguous).
 [[nodiscard]] at::Tensor wrap(at::Tensor local, const Placements& placements, const Mesh& mesh,
                               at::IntArrayRef global_sizes);
+
+/// The same with strides and an offset that are known: `local` lies in the order of these strides.
+[[nodiscard]] at::Tensor wrap_as(at::Tensor local, const Placements& placements, const Mesh& mesh,
+                                 at::IntArrayRef global_sizes, at::IntArrayRef global_strides, std::int64_t offset = 0);
 
 /// The same where this rank has no data: a tensor of that metadata around a meta tensor.
 [[nodiscard]] at::Tensor wrap_absent(at::IntArrayRef global_sizes, at::IntArrayRef global_strides, std::int64_t offset,

@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <ostream>
 #include <sstream>
 
@@ -72,13 +73,38 @@ const Placements& checked_placements(const at::Tensor& tensor, const char* opera
   return tensor::storage_of(tensor).placements();
 }
 
-at::Tensor own_copy(const at::Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor.clone() : tensor.contiguous();
+/// A copy without gaps whose dims lie in `order`.
+at::Tensor own_copy(const at::Tensor& tensor, const tensor::DimOrder& order) {
+  const at::Tensor copy = tensor.permute(order).clone(at::MemoryFormat::Contiguous);
+  return copy.permute(tensor::inverse(order));
+}
+
+/// A mesh tensor with a copy of `local` for a shard, and dims in `order`.
+at::Tensor wrap_copy(const at::Tensor& local, const Placements& placements, const Mesh& mesh, at::IntArrayRef sizes,
+                     const tensor::DimOrder& order) {
+  return tensor::wrap_as(own_copy(local, order), placements, mesh, sizes, tensor::dense_strides(sizes, order));
 }
 
 at::Tensor redistributed(const at::Tensor& tensor, const Placements& target) {
-  const at::Tensor local = tensor::read_as(tensor, target);
-  return tensor::wrap(own_copy(local), target, tensor::storage_of(tensor).mesh(), tensor.sizes());
+  const tensor::DimOrder order = tensor::memory_order(tensor.sizes(), tensor.strides());
+  return wrap_copy(tensor::read_as(tensor, target), target, tensor::storage_of(tensor).mesh(), tensor.sizes(), order);
+}
+
+/// What rank zero passed, on every rank, in the order in which it lies there.
+at::Tensor value_of_rank_zero(const at::Tensor& value, const Mesh& mesh) {
+  if (mesh.size() == 1) return value;
+  tensor::DimOrder order = tensor::memory_order(value.sizes(), value.strides());
+  if (value.dim() > 1) {
+    at::Tensor words = at::empty({value.dim()}, at::kLong);
+    std::copy(order.begin(), order.end(), words.mutable_data_ptr<std::int64_t>());
+    words = words.to(mesh.device());
+    mesh.everyone().broadcast(words, 0);
+    words = words.cpu();
+    std::copy_n(words.const_data_ptr<std::int64_t>(), order.size(), order.begin());
+  }
+  at::Tensor copy = value.permute(order).clone(at::MemoryFormat::Contiguous);
+  mesh.everyone().broadcast(copy, 0);
+  return copy.permute(tensor::inverse(order));
 }
 
 /// Redistribution keeps the value, so its gradient is the identity.
@@ -103,13 +129,11 @@ at::Tensor distribute(const at::Tensor& tensor, const Mesh& mesh, const Placemen
   const Placements target = normalise(placements, tensor.sizes(), mesh);
   at::NoGradGuard no_grad;
   at::Tensor value = tensor.detach().to(mesh.device());
-  if (source == Source::kRankZero && mesh.size() > 1) {
-    value = own_copy(value);
-    mesh.everyone().broadcast(value, 0);
-  }
-  const at::Tensor mine = tensor::redistribute_local(value, value.sizes(), Placements::replicated(mesh.num_axes()),
-                                                     target, mesh);
-  at::Tensor result = tensor::wrap(own_copy(mine), target, mesh, value.sizes());
+  if (source == Source::kRankZero) value = value_of_rank_zero(value, mesh);
+  const at::Tensor mine = tensor::redistribute_local(value, value.sizes(), value.strides(),
+                                                     Placements::replicated(mesh.num_axes()), target, mesh);
+  at::Tensor result =
+      wrap_copy(mine, target, mesh, value.sizes(), tensor::memory_order(value.sizes(), value.strides()));
   if (tensor.requires_grad()) result.set_requires_grad(true);
   return result;
 }
@@ -136,7 +160,13 @@ at::Tensor from_local(const at::Tensor& local, const Mesh& mesh, const Placement
                     "from_local: the shard is on {}, the ranks of mesh {} on {}; pass shard.to(mesh.device())",
                     local.device().str(), mesh.to_string(), mesh.device().str());
   const bool here = tensor::MeshRuntime::of(mesh).stages.map().has_data(target);
-  return tensor::wrap(here ? local.detach() : local.detach().to(at::kMeta), target, mesh, global_sizes);
+  at::Tensor shard = here ? local.detach() : local.detach().to(at::kMeta);
+  // Where some shard cannot tell how the whole lies, all lie alike.
+  if (tensor::strides_are_ambiguous(target, mesh, global_sizes)) {
+    const tensor::Sizes strides = tensor::contiguous_strides(global_sizes);
+    shard = tensor::in_order(shard, tensor::memory_order(global_sizes, strides));
+  }
+  return tensor::wrap(std::move(shard), target, mesh, global_sizes);
 }
 
 bool is_mesh_tensor(const at::Tensor& tensor) noexcept { return tensor::is_mesh(tensor); }

@@ -96,7 +96,8 @@ Value::Value(const at::Tensor& tensor, std::shared_ptr<Producer> producer)
       producer_(std::move(producer)),
       placements_(storage_->placements()),
       mesh_(storage_->mesh()),
-      sizes_(tensor.sizes().begin(), tensor.sizes().end()) {}
+      sizes_(tensor.sizes().begin(), tensor.sizes().end()),
+      strides_(tensor.strides().begin(), tensor.strides().end()) {}
 
 bool Value::has_data() const noexcept { return data().defined(); }
 
@@ -104,7 +105,7 @@ const at::Tensor& Value::data() const noexcept {
   return held_.defined() || storage_ == nullptr ? held_ : storage_->local_unfinished();
 }
 
-at::Tensor Value::tensor() const { return wrap(data(), placements_, mesh_, sizes_); }
+at::Tensor Value::tensor() const { return wrap_as(data(), placements_, mesh_, sizes_, strides_); }
 
 void Value::keep() {
   if (producer_ == nullptr || !has_data()) return;

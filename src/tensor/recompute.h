@@ -89,6 +89,7 @@ class Value : public std::enable_shared_from_this<Value> {
   Placements placements_;
   Mesh mesh_;
   Sizes sizes_;
+  Sizes strides_;
   Place place_;
 };
 

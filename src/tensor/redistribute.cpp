@@ -42,10 +42,8 @@ at::Tensor reduce_scatter(const at::Tensor& local, std::int64_t dim, const DimCu
 
 /// A new tensor with the reduction; `local` stays as it was (views of it may still be partial).
 at::Tensor all_reduce(const at::Tensor& local, PartialOp op, const comm::Communicator& group) {
-  at::Tensor result = local.clone();
-  // A dense layout, transposed or not, travels as the flat memory it is.
-  at::Tensor flat = result.is_non_overlapping_and_dense() ? result.as_strided({result.numel()}, {1}) : result;
-  group.all_reduce(flat, reduce_op(op));
+  at::Tensor result = local.clone(at::MemoryFormat::Contiguous);
+  group.all_reduce(result, reduce_op(op));
   return result;
 }
 
@@ -142,12 +140,12 @@ struct GatherForUse {
   unsigned axes = 0;
 };
 
-/// State of one redistribution: the shard and how it lies now.
+/// State of one redistribution: the shard and how it lies now. Dims stand in the order in which they lie in memory.
 struct Step {
   at::Tensor local;
   Placements now;
-  const Placements& to;
-  at::IntArrayRef global_sizes;
+  Placements to;
+  Sizes global_sizes;
   const Mesh& mesh;
   GatherForUse for_use;
 
@@ -219,7 +217,6 @@ void reach_targets(Step& step) {
     } else {
       if (now.is_partial()) step.local = all_reduce(step.local, now.op, group);
       if (target.is_shard()) {
-        // Kernels may rely on the contiguity that global metadata shows.
         step.local = wanted().part(step.local, target.dim, group.rank()).contiguous();
       } else if (target.is_partial() && target.op == PartialOp::kSum && group.rank() != 0) {
         step.local = at::zeros_like(step.local);
@@ -233,10 +230,9 @@ void reach_targets(Step& step) {
 void reach_stages(Step& step, int axis) {
   StageRuntime& runtime = MeshRuntime::of(step.mesh).stages;
   const Sizes sizes = local_sizes(step.global_sizes, step.now, step.mesh);
-  const Sizes strides = contiguous_strides(sizes);
   const StageMap& map = runtime.map();
   const StageSet to = map.set_of(step.to);
-  step.local = runtime.moved(step.local, sizes, strides, map.set_of(step.now), to, step.mesh);
+  step.local = runtime.moved(step.local, sizes, memory_order(sizes, contiguous_strides(sizes)), map.set_of(step.now), to, step.mesh);
   // Whoever has the value though nobody asked for it there forgets it.
   if ((to & map.stages_here()) == 0) step.local = step.local.to(at::kMeta);
   step.now[axis] = step.to[axis];
@@ -247,7 +243,7 @@ at::Tensor absent(const Step& step) {
   return at::empty(local_sizes(step.global_sizes, step.to, step.mesh), step.local.options());
 }
 
-at::Tensor redistribute_step(Step step) {
+at::Tensor redistribute_in_order(Step step) {
   const at::Tensor before = step.local;
   if (const int stages = MeshRuntime::of(step.mesh).stages.axis(); stages >= 0) reach_stages(step, stages);
   if (step.local.is_meta()) return absent(step);
@@ -255,6 +251,29 @@ at::Tensor redistribute_step(Step step) {
   leave_shards(step);
   reach_targets(step);
   return step.local;
+}
+
+/// `placements` of a tensor whose dims were permuted by `order`, whose inverse is `positions`.
+Placements permuted(Placements placements, const DimOrder& positions) {
+  for (int axis = 0; axis < placements.size(); ++axis) {
+    Placement& placement = placements[axis];
+    if (!placement.is_shard()) continue;
+    placement.dim = static_cast<std::int16_t>(positions[static_cast<std::size_t>(placement.dim)]);
+  }
+  return placements;
+}
+
+/// A tensor in any order of dims is a row-major one whose dims have other numbers. The order is that of the whole, which all
+/// ranks know alike; kernels may rely on the layout that global metadata show.
+at::Tensor redistribute_step(const at::Tensor& local, at::IntArrayRef global_sizes, at::IntArrayRef global_strides,
+                             const Placements& from, const Placements& to, const Mesh& mesh, GatherForUse for_use) {
+  const DimOrder order = memory_order(global_sizes, global_strides);
+  const DimOrder positions = inverse(order);
+  Sizes sizes;
+  for (const std::int64_t dim : order) sizes.push_back(global_sizes[static_cast<std::size_t>(dim)]);
+  const at::Tensor result = redistribute_in_order(
+      {local.permute(order), permuted(from, positions), permuted(to, positions), sizes, mesh, for_use});
+  return in_order(result.permute(positions), order);
 }
 
 bool reduces(const Placements& from, const Placements& to) {
@@ -269,14 +288,12 @@ bool reduces(const Placements& from, const Placements& to) {
 ShardRows::ShardRows(const at::Tensor& local, std::int64_t dim_, const DimCut& cut_)
     : rows(pad_dim(local, dim_, cut_.largest()).movedim(dim_, 0)),
       dim(dim_),
-      cut(cut_),
-      as_it_lies(rows.is_contiguous() && !local.is_contiguous()) {
+      cut(cut_) {
   rows = rows.contiguous();
 }
 
 at::Tensor ShardRows::whole(const at::Tensor& gathered) const {
-  const at::Tensor result = cut.whole(gathered).movedim(0, dim);
-  return as_it_lies ? result : result.contiguous();
+  return cut.whole(gathered).movedim(0, dim).contiguous();
 }
 
 at::Tensor rows_to_scatter(const at::Tensor& local, std::int64_t dim, const DimCut& cut) {
@@ -287,9 +304,9 @@ at::Tensor from_scattered_rows(const at::Tensor& rows, std::int64_t dim, const D
   return rows.narrow(0, 0, cut.length(rank)).movedim(0, dim);
 }
 
-at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes, const Placements& from,
-                              const Placements& to, const Mesh& mesh) {
-  return from == to ? local : redistribute_step({local, from, to, global_sizes, mesh, {}});
+at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes, at::IntArrayRef global_strides,
+                              const Placements& from, const Placements& to, const Mesh& mesh) {
+  return from == to ? local : redistribute_step(local, global_sizes, global_strides, from, to, mesh, {});
 }
 
 void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
@@ -308,7 +325,8 @@ void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted) {
   if (sends) storage.family.leave();
   const at::Tensor& local = storage.local();
   const std::shared_ptr<Value> before = storage.value;
-  storage.replace(redistribute_local(local, tensor.sizes(), storage.placements(), reduced, storage.mesh()), reduced);
+  storage.replace(redistribute_local(local, tensor.sizes(), tensor.strides(), storage.placements(), reduced, storage.mesh()),
+                  reduced);
   if (before != nullptr) MeshRuntime::of(storage.mesh()).recompute.add_reduction(tensor, before);
 }
 
@@ -316,19 +334,15 @@ at::Tensor read_as(const at::Tensor& tensor, const Placements& to) {
   MeshStorage& storage = storage_of(tensor);
   if (storage.placements() == to) return storage.local();
   reduce_in_storage(tensor, to);
-  return redistribute_local(storage.local(), tensor.sizes(), storage.placements(), to, storage.mesh());
+  return redistribute_local(storage.local(), tensor.sizes(), tensor.strides(), storage.placements(), to, storage.mesh());
 }
 
 at::Tensor read_for_use(const at::Tensor& tensor, const Placements& to) {
   MeshStorage& storage = storage_of(tensor);
   if (storage.gather_ahead == nullptr) return read_as(tensor, to);
   if (storage.placements() == to) return storage.local();
-  return redistribute_step({storage.local(),
-                            storage.placements(),
-                            to,
-                            tensor.sizes(),
-                            storage.mesh(),
-                            {storage.gather_ahead.get(), storage.gathered_at_use}});
+  return redistribute_step(storage.local(), tensor.sizes(), tensor.strides(), storage.placements(), to, storage.mesh(),
+                           {storage.gather_ahead.get(), storage.gathered_at_use});
 }
 
 double redistribution_bytes(const Placement& from, const Placement& to, double bytes, int axis_size) {

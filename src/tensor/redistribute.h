@@ -9,10 +9,12 @@
 
 namespace tessera::tensor {
 
-/// `local` under placements `from` -> the local part under `to`, of a tensor of `global_sizes`.
-/// The result may share memory with `local`: for reading only.
+/// `local` under placements `from` -> the local part under `to`, of a tensor of `global_sizes` and `global_strides`. What
+/// moves lies in memory in the order that these strides say, without gaps. The result may share memory with `local`: for
+/// reading only.
 [[nodiscard]] at::Tensor redistribute_local(const at::Tensor& local, at::IntArrayRef global_sizes,
-                                            const Placements& from, const Placements& to, const Mesh& mesh);
+                                            at::IntArrayRef global_strides, const Placements& from, const Placements& to,
+                                            const Mesh& mesh);
 
 /// The local part of mesh tensor `tensor` under `to`, for reading. A partial value that `to` wants whole is reduced
 /// inside the storage, once for everybody who shares it.
@@ -28,13 +30,12 @@ void reduce_in_storage(const at::Tensor& tensor, const Placements& wanted);
 struct ShardRows {
   /// `local` is the shard, of a dim that is cut as `cut` says.
   ShardRows(const at::Tensor& local, std::int64_t dim, const DimCut& cut);
-  /// The whole, of everybody's rows one after the other. It lies as the shard did if that could travel as it was.
+  /// The whole, row-major, of everybody's rows one after the other.
   [[nodiscard]] at::Tensor whole(const at::Tensor& gathered) const;
 
   at::Tensor rows;  ///< what this rank sends: padded to what the first rank has, `dim` first, contiguous
   std::int64_t dim;
   DimCut cut;
-  bool as_it_lies;
 };
 
 /// `local` as the rows that a reduce-scatter cuts: `dim` first, everybody's part after the other, padded to the largest.

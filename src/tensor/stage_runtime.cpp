@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <numeric>
 #include <span>
 #include <string>
 
@@ -30,28 +29,11 @@ constexpr std::int64_t kIsShape = 0;
 constexpr std::int64_t kIsTorchError = 1;
 constexpr std::int64_t kIsError = 2;
 
-/// Dims from the outermost in memory to the innermost.
-std::vector<std::int64_t> memory_order(at::IntArrayRef strides) {
-  std::vector<std::int64_t> order(strides.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
-    return strides[static_cast<std::size_t>(a)] > strides[static_cast<std::size_t>(b)];
-  });
-  return order;
-}
-
 /// Memory for a shard whose dims lie in the order of the global strides, so that kernels see what they see elsewhere.
-at::Tensor memory_for(at::IntArrayRef local_sizes, const std::vector<std::int64_t>& order, at::TensorOptions options) {
+at::Tensor memory_for(at::IntArrayRef local_sizes, const DimOrder& order, at::TensorOptions options) {
   std::vector<std::int64_t> sizes;
   for (const std::int64_t dim : order) sizes.push_back(local_sizes[static_cast<std::size_t>(dim)]);
   return at::empty(sizes, options);
-}
-
-std::vector<std::int64_t> inverse(const std::vector<std::int64_t>& order) {
-  std::vector<std::int64_t> result(order.size());
-  for (std::size_t i = 0; i < order.size(); ++i)
-    result[static_cast<std::size_t>(order[i])] = static_cast<std::int64_t>(i);
-  return result;
 }
 
 at::Tensor of_words(std::int64_t count, at::Device device = at::kCPU) {
@@ -164,7 +146,7 @@ void StageRuntime::receive(at::Tensor& memory, int from, int tag, std::uint64_t 
   post().wait();
 }
 
-at::Tensor StageRuntime::moved(const at::Tensor& local, at::IntArrayRef local_sizes, at::IntArrayRef strides,
+at::Tensor StageRuntime::moved(const at::Tensor& local, at::IntArrayRef local_sizes, const DimOrder& order,
                                StageSet from, StageSet to, const Mesh& mesh) {
   at::Tensor result = local;
   const int me = mesh.coordinate(map_.axis());
@@ -173,7 +155,6 @@ at::Tensor StageRuntime::moved(const at::Tensor& local, at::IntArrayRef local_si
     const int source = map_.source_for(rank, from);
     const int tag = next_tag();
     if (me != source && me != rank) continue;
-    const auto order = memory_order(strides);
     if (me == source) {
       const at::Tensor memory = local.permute(order).contiguous();
       send(memory, rank, tag, epoch(), mesh);
@@ -195,7 +176,7 @@ void StageRuntime::bring(const at::Tensor& tensor, StageSet stages) {
   if ((stages & ~now) == 0) return;
   const Mesh& mesh = storage.mesh();
   const Sizes sizes = local_sizes(tensor.sizes(), placements, mesh);
-  at::Tensor local = moved(storage.local(), sizes, tensor.strides(), now, stages, mesh);
+  at::Tensor local = moved(storage.local(), sizes, memory_order(tensor.sizes(), tensor.strides()), now, stages, mesh);
   if (storage.stage.home == 0) storage.stage.home = now;
   // Inference tensors cannot be written and have no version.
   storage.stage.copied_version =

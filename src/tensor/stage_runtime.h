@@ -85,8 +85,8 @@ class StageRuntime {
   /// Undoes bring: the tensor lies where it lay.
   void forget_copies(const at::Tensor& tensor) const;
   /// `local`, a shard of `local_sizes` that lies on stages `from`, on stages `to` as well; where it does not come to,
-  /// as it was. `strides` of the whole tell the layout.
-  [[nodiscard]] at::Tensor moved(const at::Tensor& local, at::IntArrayRef local_sizes, at::IntArrayRef strides,
+  /// as it was. Dims lie in `order` there.
+  [[nodiscard]] at::Tensor moved(const at::Tensor& local, at::IntArrayRef local_sizes, const DimOrder& order,
                                  StageSet from, StageSet to, const Mesh& mesh);
 
   /// The shape that is known for calls of this key; null: new.

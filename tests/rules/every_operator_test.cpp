@@ -5,7 +5,10 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
+#include <cctype>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -160,10 +163,19 @@ std::vector<std::vector<Placement>> combinations(const Tensors& inputs, Choices 
   return result;
 }
 
+Tensor spread(const Tensor& value, const Placements& placements, const Mesh& mesh) {
+  Tensor share = value;
+  Placements cuts = placements;
+  for (int axis = 0; axis < placements.size(); ++axis) {
+    if (!placements[axis].is_partial()) continue;
+    share = mesh.coordinate(axis) == 0 ? share - (mesh.axis_size(axis) - 1) : at::ones_like(share);
+    cuts[axis] = Replicate();
+  }
+  const Tensor cut = distribute(share, mesh, cuts);
+  return cuts == placements ? cut : from_local(local(cut), mesh, placements, value.sizes());
+}
 Tensor spread(const Tensor& value, const Placement& placement, const Mesh& mesh) {
-  if (!placement.is_partial()) return distribute(value, mesh, {placement});
-  Tensor share = mesh.rank() == 0 ? value - (mesh.size() - 1) : at::ones_like(value);
-  return from_local(share.to(mesh.device()), mesh, {placement}, value.sizes());
+  return spread(value, Placements{placement}, mesh);
 }
 
 /// Gradients of a weighted sum of the outputs, so that no cotangent is all ones.
@@ -248,6 +260,103 @@ std::string case_name(const testing::TestParamInfo<std::tuple<std::size_t, int>>
 INSTANTIATE_TEST_SUITE_P(Rules, EveryOperator,
                          testing::Combine(testing::Range<std::size_t>(0, cases().size()), testing::Values(2, 3)),
                          case_name);
+
+std::string axes_name(std::string axes) {
+  std::erase_if(axes, [](char letter) { return std::isalnum(static_cast<unsigned char>(letter)) == 0; });
+  return axes;
+}
+
+/// A way in which a tensor lies in memory.
+struct Layout {
+  std::string name;
+  std::function<Tensor(const Tensor&)> lay;
+};
+
+const std::vector<Layout>& layouts() {
+  static const std::vector<Layout> kLayouts{
+      {"ChannelsLast", [](const Tensor& x) { return x.dim() < 2 ? x : x.movedim(1, -1).contiguous().movedim(-1, 1); }},
+      {"Reversed", [](const Tensor& x) { return x.dim() < 2 ? x : x.movedim(0, -1).contiguous().movedim(-1, 0); }},
+      {"Sliced", [](const Tensor& x) { return x.dim() < 1 ? x : torch::stack({x, x + 1}, -1).select(-1, 0); }},
+      {"Expanded", [](const Tensor& x) { return x.dim() < 1 || x.size(0) == 0 ? x : x.narrow(0, 0, 1).expand_as(x); }},
+  };
+  return kLayouts;
+}
+
+class EveryLayout : public testing::TestWithParam<std::tuple<std::size_t, std::size_t, std::string>> {};
+
+/// Outputs of a case whose inputs were laid as `layout` says, and the gradients for cotangents that `cotangent` makes of
+/// plain ones.
+Result evaluate_laid(const Case& test, Tensors inputs, const Layout& layout,
+                     const std::function<Tensor(const Tensor&)>& cotangent) {
+  Tensors laid;
+  for (Tensor& input : inputs) {
+    if (input.is_floating_point()) input.requires_grad_();
+    laid.push_back(layout.lay(input));
+  }
+  Result result;
+  result.outputs = test.run(laid);
+  Tensors roots;
+  Tensors cotangents;
+  for (const Tensor& output : result.outputs) {
+    if (!output.requires_grad()) continue;
+    roots.push_back(output);
+    cotangents.push_back(layout.lay(cotangent(values(output.sizes()) + 0.2)));
+  }
+  torch::autograd::backward(roots, cotangents);
+  for (const Tensor& input : inputs) result.gradients.push_back(input.grad());
+  return result;
+}
+
+/// Kernels that expect one layout of all their inputs are asked for on what strides of the whole say.
+void expect_shards_lie_as_strides_say(const Tensors& found, const std::string& what) {
+  for (const Tensor& tensor : found) {
+    if (!tensor.defined() || tensor.numel() == 0 || !tensor.is_non_overlapping_and_dense()) continue;
+    std::vector<std::int64_t> order(static_cast<std::size_t>(tensor.dim()));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return tensor.stride(a) > tensor.stride(b); });
+    if (!tensor.permute(order).is_contiguous()) continue;
+    ASSERT_TRUE(local(tensor).permute(order).is_contiguous())
+        << what << describe(tensor) << " of strides " << tensor.strides() << ", shard " << local(tensor).sizes()
+        << " of strides " << local(tensor).strides();
+  }
+}
+
+TEST_P(EveryLayout, EqualsPlainTensorsForEveryPlacement) {
+  const Case& test = cases()[std::get<0>(GetParam())];
+  const Layout& layout = layouts()[std::get<1>(GetParam())];
+  const Result expected = evaluate_laid(test, test.inputs(), layout, [](const Tensor& cotangent) { return cotangent; });
+  test::on_mesh(std::get<2>(GetParam()), [&](const Mesh& mesh) {
+    const Tensors plain = test.inputs();
+    std::size_t turn = 0;
+    for (const auto& placements : combinations(plain)) {
+      Tensors inputs;
+      std::string what = test.name;
+      for (std::size_t i = 0; i < plain.size(); ++i) {
+        inputs.push_back(spread(plain[i], placements[i], mesh));
+        what += " " + to_string(placements[i]);
+      }
+      const Result found = evaluate_laid(test, inputs, layout, [&](const Tensor& cotangent) {
+        const std::vector<Placement> possible = choices(cotangent);
+        return spread(cotangent, possible[turn++ % possible.size()], mesh);
+      });
+      expect_equal(expected.outputs, found.outputs, what + ": output ");
+      expect_equal(expected.gradients, found.gradients, what + ": gradient ");
+      expect_shards_lie_as_strides_say(found.outputs, what + ": output ");
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  });
+}
+
+std::string layout_case_name(const testing::TestParamInfo<EveryLayout::ParamType>& info) {
+  return cases()[std::get<0>(info.param)].name + layouts()[std::get<1>(info.param)].name + "On" +
+         axes_name(std::get<2>(info.param));
+}
+
+INSTANTIATE_TEST_SUITE_P(Rules, EveryLayout,
+                         testing::Combine(testing::Range<std::size_t>(0, cases().size()),
+                                          testing::Range<std::size_t>(0, layouts().size()),
+                                          testing::Values("dp=2", "dp=3")),
+                         layout_case_name);
 
 TEST(OutVariant, GivesAPlainTensorTheWholeValue) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {

@@ -159,6 +159,73 @@ TEST(Cut, RefusesGroupsThatDoNotDivideOrThatCutLate) {
 
 TEST(Redistribute, TakesTensorsWithoutElements) { expect_every_pair("dp=3", {0, 4}); }
 
+/// `value` with dims that lie in memory as `order` says.
+at::Tensor laid(const at::Tensor& value, const tensor::DimOrder& order) { return tensor::in_order(value.clone(), order); }
+
+/// `found` shows the strides of `plain`, and its shard lies as these say, to the stride of a dim of one element.
+void expect_lies_as(const at::Tensor& plain, const at::Tensor& found) {
+  const tensor::DimOrder order = tensor::memory_order(plain.sizes(), plain.strides());
+  ASSERT_EQ(found.strides(), plain.strides()) << describe(found);
+  ASSERT_EQ(local(found).strides(), at::IntArrayRef(tensor::dense_strides(local(found).sizes(), order)))
+      << describe(found) << " of strides " << found.strides();
+}
+
+TEST(Redistribute, KeepsTheOrderOfDimsInMemory) {
+  // With dims of one element, and dims of which some rank has one or none.
+  const std::vector<std::vector<std::int64_t>> shapes{{3, 2, 5}, {4, 1, 3}, {6, 7, 8}};
+  const std::vector<tensor::DimOrder> orders{{0, 1, 2}, {0, 2, 1}, {2, 0, 1}, {2, 1, 0}};
+  for (const std::string axes : {"dp=2", "dp=3", "dp=2,tp=2"}) {
+    for (const auto& sizes : shapes) {
+      for (const tensor::DimOrder& order : orders) {
+        test::on_mesh(axes, [&](const Mesh& mesh) {
+          const at::Tensor value =
+              laid(at::arange(c10::multiply_integers(sizes), at::kDouble).view(sizes), order);
+          for (const Placements& from : all_specs(mesh.num_axes())) {
+            if (from.any_partial()) continue;
+            const at::Tensor start = distribute(value, mesh, from);
+            expect_lies_as(value, start);
+            for (const Placements& to : all_specs(mesh.num_axes())) {
+              if (to.any_partial()) continue;
+              const at::Tensor end = redistribute(start, to);
+              expect_lies_as(value, end);
+              ASSERT_TRUE(at::equal(full(end), value)) << describe(start) << " -> " << describe(end);
+              if (testing::Test::HasFatalFailure()) return;
+            }
+          }
+        });
+      }
+    }
+  }
+}
+
+TEST(Redistribute, ReducesInTheOrderOfDimsInMemory) {
+  test::on_mesh("dp=3", [](const Mesh& mesh) {
+    const at::Tensor value = laid(at::arange(7 * 6 * 8, at::kDouble).view({7, 6, 8}), {0, 2, 1});
+    for (const Placement& to : {Replicate(), Shard(0), Shard(1), Shard(2)}) {
+      const at::Tensor end = redistribute(from_local(value.clone(), mesh, {Partial()}, value.sizes()), {to});
+      expect_lies_as(value, end);
+      EXPECT_TRUE(at::equal(full(end), value * 3));
+    }
+  });
+}
+
+TEST(Distribute, TakesTheLayoutOfRankZeroWithItsValue) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const at::Tensor value = at::arange(2 * 3 * 4 * 5, at::kDouble).view({2, 3, 4, 5});
+    const at::Tensor mine = mesh.rank() == 0 ? value.contiguous(at::MemoryFormat::ChannelsLast) : value + 1;
+    const at::Tensor spread = distribute(mine, mesh, {Shard(1)}, Source::kRankZero);
+    expect_lies_as(value.contiguous(at::MemoryFormat::ChannelsLast), spread);
+    EXPECT_TRUE(at::equal(full(spread), value));
+  });
+}
+
+TEST(FromLocal, BringsShardsThatCannotTellTheirLayoutIntoRows) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const at::Tensor shard = at::ones({1, 3, 4, 5}, at::kDouble).contiguous(at::MemoryFormat::ChannelsLast);
+    expect_lies_as(at::ones({2, 3, 4, 5}), from_local(shard, mesh, {Shard(0)}, {2, 3, 4, 5}));
+  });
+}
+
 TEST(Distribute, CutsAsChunkCuts) {
   test::on_mesh("dp=4", [](const Mesh& mesh) {
     const at::Tensor value = at::arange(10, at::kFloat);
