@@ -89,12 +89,13 @@ inline void other_dim_rows(const OpCall& call, int axis, Rows& rows) {
 /// A single sample's scores have no batch dim that could be sharded.
 [[nodiscard]] inline bool has_batch(const OpCall& call, int scores) { return call.tensor(scores).dim() > 1; }
 
-/// True if every rank holds something of `dim` once `axis` cuts it, even if all axes on which anything is sharded come to
-/// cut it too: some kernels cannot run on nothing.
+/// True if every rank holds something of `dim` once `axis` cuts it after the axes that were decided before: some kernels
+/// cannot run on nothing. `tensor` is one of the call's.
 [[nodiscard]] inline bool leaves_no_rank_empty(const OpCall& call, const TensorArg& tensor, std::int64_t dim, int axis) {
+  const Placements& before = (*call.decided)[static_cast<std::size_t>(&tensor - call.tensors.data())];
   std::int64_t smallest = tensor.sizes[static_cast<std::size_t>(dim)];
-  for (int other = call.mesh.num_axes() - 1; other >= 0; --other) {
-    if (other != axis && sharded_dims(call, other).empty()) continue;
+  for (int other = axis; other >= 0; --other) {
+    if (other != axis && !before[other].is_shard(dim)) continue;
     smallest = chunk_extent(smallest, call.mesh.axis_size(other), call.mesh.axis_size(other) - 1).length;
   }
   return smallest > 0;

@@ -219,9 +219,11 @@ void choose_rows(const OpCall& call, const Rule* rule, Decision& decision) {
   const int num_axes = call.mesh.num_axes();
   decision.inputs.resize(call.tensors.size(), Placements::replicated(num_axes));
   decision.outputs.resize(static_cast<std::size_t>(call.num_outputs()), Placements::replicated(num_axes));
+  OpCall asked = call;
+  asked.decided = &decision.inputs;
   for (int axis = 0; axis < num_axes; ++axis) {
     if (call.mesh.axis_size(axis) == 1 || (call.stages != nullptr && axis == call.stages->axis())) continue;
-    const Row row = choose_row(call, rule, axis);
+    const Row row = choose_row(asked, rule, axis);
     for (std::size_t i = 0; i < row.inputs.size(); ++i) decision.inputs[i][axis] = row.inputs[i];
     for (std::size_t i = 0; i < row.outputs.size(); ++i) decision.outputs[i][axis] = row.outputs[i];
   }

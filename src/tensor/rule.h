@@ -53,6 +53,8 @@ struct OpCall {
   StageSet forward_stages = 0;       ///< in backward: where the operator ran whose gradient this is; 0: not known
   bool in_backward = false;          ///< known only if there are stages
   StageSet written = 0;              ///< stages on which a tensor that is written lies; 0: none is
+  /// Per tensor: how it will lie on the axes before the one that a rule is asked about. Null outside of `Rule::rows`.
+  const c10::SmallVector<Placements, 8>* decided = nullptr;
 
   [[nodiscard]] const c10::IValue& argument(int index) const { return arguments[static_cast<std::size_t>(index)]; }
   [[nodiscard]] const TensorArg& tensor(int index) const { return tensors[static_cast<std::size_t>(index)]; }

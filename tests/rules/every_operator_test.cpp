@@ -261,10 +261,51 @@ INSTANTIATE_TEST_SUITE_P(Rules, EveryOperator,
                          testing::Combine(testing::Range<std::size_t>(0, cases().size()), testing::Values(2, 3)),
                          case_name);
 
+class EveryOperatorOnAxes : public testing::TestWithParam<std::tuple<std::size_t, std::string>> {};
+
+/// One axis after the other has every combination, beside another one on the other axes: together they cut dims shorter than
+/// the mesh, and one dim several times.
+TEST_P(EveryOperatorOnAxes, EqualsPlainTensors) {
+  const Case& test = cases()[std::get<0>(GetParam())];
+  const Result expected = evaluate(test, test.inputs());
+  test::on_mesh(std::get<1>(GetParam()), [&](const Mesh& mesh) {
+    const Tensors plain = test.inputs();
+    const auto possible = combinations(plain);
+    for (std::size_t turn = 0; turn < possible.size(); ++turn) {
+      Tensors inputs;
+      std::string what = test.name;
+      for (std::size_t i = 0; i < plain.size(); ++i) {
+        Placements placements = Placements::replicated(mesh.num_axes());
+        for (int axis = 0; axis < mesh.num_axes(); ++axis) {
+          // 5 and 3: other combinations beside the same one on each axis, the same one among them.
+          const std::size_t other = turn * (axis == 1 ? 5 : 1) + (axis == 2 ? 3 : 0);
+          placements[axis] = possible[other % possible.size()][i];
+          what += " " + to_string(placements[axis]);
+        }
+        inputs.push_back(spread(plain[i], placements, mesh));
+        what += ",";
+      }
+      const Result found = evaluate(test, inputs);
+      expect_equal(expected.outputs, found.outputs, what + " output ");
+      expect_equal(expected.gradients, found.gradients, what + " gradient ");
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  });
+}
+
 std::string axes_name(std::string axes) {
   std::erase_if(axes, [](char letter) { return std::isalnum(static_cast<unsigned char>(letter)) == 0; });
   return axes;
 }
+
+std::string axes_case_name(const testing::TestParamInfo<EveryOperatorOnAxes::ParamType>& info) {
+  return cases()[std::get<0>(info.param)].name + "On" + axes_name(std::get<1>(info.param));
+}
+
+INSTANTIATE_TEST_SUITE_P(Rules, EveryOperatorOnAxes,
+                         testing::Combine(testing::Range<std::size_t>(0, cases().size()),
+                                          testing::Values("dp=5", "dp=2,tp=3", "dp_replicate=2,dp_shard=2,tp=2")),
+                         axes_case_name);
 
 /// A way in which a tensor lies in memory.
 struct Layout {
