@@ -118,7 +118,8 @@ verify::Verdict verify_mesh(const VerifyFlags& flags, const train::TrainConfig& 
           .steps = config.steps,
           .deviations = merge_over_ranks(deviations, mesh),
           .tolerance = flags.tolerance.value_or(verify::default_tolerance(config.precision, reference.rounding)),
-          .replicated_fallbacks = replicated_fallbacks(mesh)};
+          .replicated_fallbacks = replicated_fallbacks(mesh),
+          .gathers = gathers(mesh)};
 }
 
 void show(const verify::Verdict& verdict) {

@@ -51,7 +51,7 @@ void cross_rows(const OpCall& call, int axis, Rows& rows) {
   }
 }
 
-// _cdist_forward(x1 [.., P, M], x2 [.., R, M]) -> [.., P, R]
+// _cdist_forward, _euclidean_dist(x1 [.., P, M], x2 [.., R, M]) -> [.., P, R]
 void distance_rows(const OpCall& call, int axis, Rows& rows) {
   const std::int64_t dims = call.tensor(0).dim();
   if (call.tensor(1).dim() != dims) return;
@@ -93,7 +93,7 @@ void add_linalg_rules(RuleTable& table) {
   // Reads whether any matrix failed.
   table["aten::_linalg_check_errors"] = {};
   table["aten::linalg_cross"] = {.rows = cross_rows};
-  table["aten::_cdist_forward"] = {.rows = distance_rows};
+  for (const char* name : {"aten::_cdist_forward", "aten::_euclidean_dist"}) table[name] = {.rows = distance_rows};
   table["aten::_cdist_backward"] = {.rows = distance_backward_rows};
 }
 

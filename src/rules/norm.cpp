@@ -70,6 +70,14 @@ std::vector<Sizes> group_norm_sizes(const OpCall& call) {
   return {Sizes(input.begin(), input.end()), Sizes{input[0], groups}, Sizes{input[0], groups}};
 }
 
+// _weight_norm_interface(v, g, dim) -> (w, norms), _weight_norm_interface_backward(grad_w, v, g, norms, dim) -> (grad_v,
+// grad_g): every index of `dim` has a norm of its own, and all tensors have as many dims.
+void weight_norm_rows(const OpCall& call, int axis, Rows& rows) {
+  const std::int64_t dim = worked_dim(call);
+  const bool follows = contains(sharded_dims(call, axis), dim);
+  if (follows && leaves_no_rank_empty(call, call.tensor(0), dim, axis)) add_uniform_row(call, rows, S(dim), S(dim));
+}
+
 /// Rows cut only what some input has cut already, or nothing: offered cuts of replicated inputs would win ties.
 template <void (*Offer)(const OpCall&, int, Rows&)>
 void if_sharded(const OpCall& call, int axis, Rows& rows) {
@@ -81,6 +89,9 @@ void if_sharded(const OpCall& call, int axis, Rows& rows) {
 void add_norm_rules(RuleTable& table) {
   table["aten::native_layer_norm"] = {.rows = layer_norm_rows, .cuts = Cuts::kAny};
   table["aten::native_layer_norm_backward"] = {.rows = layer_norm_backward_rows, .cuts = Cuts::kAny};
+  for (const char* name : {"aten::_weight_norm_interface", "aten::_weight_norm_interface_backward"}) {
+    table[name] = {.rows = weight_norm_rows};
+  }
   table["aten::native_group_norm"] = {
       .rows = if_sharded<group_norm_rows>, .localise = localise_group_norm, .output_sizes = group_norm_sizes};
   table["aten::native_group_norm_backward"] = {.rows = if_sharded<group_norm_backward_rows>,

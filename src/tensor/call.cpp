@@ -247,6 +247,15 @@ bool Call::keeps_memory(const TensorSlot& slot) {
   return slot.written && storage_of(slot.tensor).family.shares_memory();
 }
 
+/// A gather that no plan asked for. Asked only where something is sent anyway.
+bool Call::gathers(const MeshStorage& storage, const Placements& target) const {
+  for (int axis = 0; axis < target.size(); ++axis) {
+    const bool at_use = (storage.gathered_at_use >> static_cast<unsigned>(axis) & 1U) != 0;
+    if (storage.placements()[axis].is_shard() && target[axis].is_replicate() && !at_use) return true;
+  }
+  return false;
+}
+
 at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) const {
   if (!slot.tensor.defined()) return slot.tensor;
   if (is_mesh(slot.tensor)) {
@@ -255,10 +264,13 @@ at::Tensor Call::local_for(const TensorSlot& slot, const Placements& target) con
     // A view of memory that is not filled yet is one, too.
     if (as_it_lies && info_.is_view && storage.deferred() != nullptr) return storage.local_unfinished();
     if (as_it_lies) return storage.local();
-    return keeps_memory(slot)
-               ? redistribute_local(storage.local(), slot.tensor.sizes(), slot.tensor.strides(), storage.placements(), target,
-                                    *mesh_)
-               : read_for_use(slot.tensor, target);
+    const bool counts = gathers(storage, target);
+    const auto bytes_before = counts ? static_cast<std::int64_t>(storage.local().nbytes()) : 0;
+    at::Tensor local = keeps_memory(slot) ? redistribute_local(storage.local(), slot.tensor.sizes(), slot.tensor.strides(),
+                                                               storage.placements(), target, *mesh_)
+                                          : read_for_use(slot.tensor, target);
+    if (counts) runtime_->count_gather(info_.name, static_cast<std::int64_t>(local.nbytes()) - bytes_before);
+    return local;
   }
   if (target.all_replicate()) return slot.tensor;
   return redistribute_local(slot.tensor, slot.tensor.sizes(), slot.tensor.strides(),

@@ -58,6 +58,7 @@ class Call {
   void run_localised(Decision& decision);
   [[nodiscard]] std::string global_context() const;
   [[nodiscard]] static bool keeps_memory(const TensorSlot& slot);
+  [[nodiscard]] bool gathers(const MeshStorage& storage, const Placements& target) const;
   [[nodiscard]] at::Tensor local_for(const TensorSlot& slot, const Placements& target) const;
   void localise_arguments(Decision& decision);
   std::size_t localise_list(std::size_t argument, std::size_t next, const Decision& decision);

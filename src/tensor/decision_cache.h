@@ -17,6 +17,7 @@
 #include "tensor/recompute.h"
 #include "tensor/rule.h"
 #include "tensor/stage_runtime.h"
+#include "tessera/tensor/mesh_tensor.h"
 #include "tessera/tensor/random.h"
 
 namespace tessera::tensor {
@@ -52,6 +53,13 @@ class MeshRuntime {
   void count_fallback(const std::string& operator_name) { ++fallbacks_[operator_name]; }
   [[nodiscard]] const std::map<std::string, std::int64_t>& fallbacks() const noexcept { return fallbacks_; }
 
+  void count_gather(const std::string& operator_name, std::int64_t bytes) {
+    GatherCount& count = gathers_[operator_name];
+    ++count.times;
+    count.bytes += bytes;
+  }
+  [[nodiscard]] const std::map<std::string, GatherCount>& gathers() const noexcept { return gathers_; }
+
   void note_sharded(const std::string& operator_name) { sharded_.insert(operator_name); }
   [[nodiscard]] const std::set<std::string>& sharded_operators() const noexcept { return sharded_; }
 
@@ -85,6 +93,7 @@ class MeshRuntime {
   Decisions decisions_;
   Decisions retired_;
   std::map<std::string, std::int64_t> fallbacks_;
+  std::map<std::string, GatherCount> gathers_;
   std::set<std::string> sharded_;
   RandomState random_outside_;  ///< while `random` is that of a micro-batch
 };

@@ -216,6 +216,10 @@ const std::map<std::string, std::int64_t>& replicated_fallbacks(const Mesh& mesh
   return tensor::MeshRuntime::of(mesh).fallbacks();
 }
 
+const std::map<std::string, GatherCount>& gathers(const Mesh& mesh) {
+  return tensor::MeshRuntime::of(mesh).gathers();
+}
+
 const std::set<std::string>& sharded_operators(const Mesh& mesh) {
   return tensor::MeshRuntime::of(mesh).sharded_operators();
 }

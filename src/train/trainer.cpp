@@ -89,7 +89,10 @@ SummaryRecord train(Session& session, const TrainConfig& config, const Sinks& si
   summary.final_loss = summary.losses.empty() ? std::numeric_limits<double>::quiet_NaN() : summary.losses.back();
   summary.peak_rss_bytes = peak_rss_bytes();
   summary.threads = at::get_num_threads();
-  if (session.mesh()) summary.replicated_fallbacks = replicated_fallbacks(*session.mesh());
+  if (session.mesh()) {
+    summary.replicated_fallbacks = replicated_fallbacks(*session.mesh());
+    summary.gathers = gathers(*session.mesh());
+  }
   return summary;
 }
 

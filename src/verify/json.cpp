@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tessera/verify/equivalence.h"
+#include "verify/json_fields.h"
 
 namespace tessera::verify {
 namespace {
@@ -27,6 +28,7 @@ std::string format_json(const Verdict& verdict) {
   line["tolerance"] = verdict.tolerance;
   line["holds"] = verdict.holds();
   line["replicated_fallbacks"] = verdict.replicated_fallbacks;
+  line["gathers"] = json_of(verdict.gathers);
   return line.dump();
 }
 

@@ -45,7 +45,7 @@ class Train(unittest.TestCase):
               "peak_memory_bytes", "allocated_bytes", "peak_allocated_bytes"}
     SUMMARY = {"summary", "world", "mesh", "plan", "params", "steps", "ms_median", "ms_p10", "ms_p90", "throughput",
                "final_loss", "losses", "peak_rss_bytes", "threads", "predicted_ms", "predicted_memory_bytes",
-               "replicated_fallbacks"}
+               "replicated_fallbacks", "gathers"}
 
     def losses(self, *arguments: str) -> list[float]:
         result = run("train", *TINY_GPT, "--steps", "6", "--lr", "0.01", "--json", "-", *arguments)

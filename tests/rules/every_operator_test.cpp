@@ -119,6 +119,8 @@ const std::vector<Case>& cases() {
       {"pad_circular", [] { return Tensors{values({4, 3, 5, 6})}; }, [](const Tensors& x) { return Tensors{torch::pad(x[0], {1, 2, 3, 0}, "circular"), torch::pad(x[0], {-1, 2, 0, -3}, "circular")}; }},
       {"packed_sequence", [] { return Tensors{values({5, 4, 3})}; }, [](const Tensors& x) { const auto [data, sizes] = torch::_pack_padded_sequence(x[0], torch::tensor({5, 3, 3, 1}), false); const auto [padded, lengths] = torch::_pad_packed_sequence(data * 2, sizes, true, 0.5, 6); return Tensors{data, padded, lengths.to(at::kDouble), std::get<0>(torch::_pack_padded_sequence(x[0], torch::tensor({4, 4, 2, 1, 1}), true))}; }},
       {"resize_to_equal_sizes", [] { return Tensors{values({4, 6}), values({4, 6})}; }, [](const Tensors& x) { return Tensors{x[0].detach().clone().resize_as_(x[1].detach()) + x[1], torch::resize_as(x[0].detach(), x[1].detach()) + x[0]}; }},
+      {"weight_norm", [] { return Tensors{values({5, 3, 2}), values({5, 1, 1}), values({1, 1, 2})}; }, [](const Tensors& x) { return Tensors{torch::_weight_norm(x[0], x[1], 0), torch::_weight_norm(x[0], x[2], 2)}; }},
+      {"euclidean_distances", [] { return Tensors{values({2, 5, 3}), values({2, 4, 3}) + 2}; }, [](const Tensors& x) { return Tensors{torch::_euclidean_dist(x[0], x[1])}; }},
       {"mse", [] { return Tensors{values({5, 3}), values({5, 3}) * 2}; }, [](const Tensors& x) { return Tensors{torch::mse_loss(x[0], x[1]), torch::mse_loss(x[0], x[1], at::Reduction::Sum), torch::smooth_l1_loss(x[0], x[1]), torch::huber_loss(x[0], x[1])}; }},
   };
   return kCases;
@@ -398,6 +400,56 @@ INSTANTIATE_TEST_SUITE_P(Rules, EveryLayout,
                                           testing::Range<std::size_t>(0, layouts().size()),
                                           testing::Values("dp=2", "dp=3")),
                          layout_case_name);
+
+/// Two rows over dp and two heads or channels over tp: neither axis takes anything from the other's dim.
+TEST(CutsOfDifferentDims, DoNotGatherEachOther) {
+  struct Member {
+    std::string name;
+    Tensors inputs;
+    std::vector<Placements> placements;
+    std::function<Tensor(const Tensors&)> run;
+  };
+  const Placements both{Shard(0), Shard(1)};
+  const Tensor planes = values({2, 2, 5, 4});
+  const std::vector<Member> members{
+      {"attention", {planes}, {both}, [](const Tensors& x) { return torch::scaled_dot_product_attention(x[0], x[0] * 2, x[0] + 1); }},
+      {"convolution", {values({2, 3, 5, 5}), values({2, 3, 3, 3})}, {{Shard(0), Replicate()}, {Replicate(), Shard(0)}}, [](const Tensors& x) { return torch::conv2d(x[0], x[1]); }},
+      {"batch norm", {planes}, {both}, [](const Tensors& x) { return torch::batch_norm(x[0], {}, {}, {}, {}, true, 0.1, 1e-5, false); }},
+      {"pooling", {planes}, {both}, [](const Tensors& x) { return torch::max_pool2d(x[0], 2) + torch::avg_pool2d(x[0], 2); }},
+      {"interpolation", {planes}, {both}, [](const Tensors& x) { return torch::upsample_bilinear2d(x[0], {6, 7}, false); }},
+      // Its backward starts from new_zeros of other sizes, which are replicated, and so gathers.
+      {"fft", {planes}, {both}, [](const Tensors& x) { return torch::abs(torch::fft_rfft(x[0].detach())); }},
+      {"padding", {planes}, {both}, [](const Tensors& x) { return torch::reflection_pad2d(x[0], {1, 2, 0, 1}); }},
+      {"view of attention", {planes}, {both}, [](const Tensors& x) { return torch::scaled_dot_product_attention(x[0], x[0], x[0]).transpose(1, 2).contiguous().view({2, 5, 8}); }},
+  };
+  for (const Member& member : members) {
+    SCOPED_TRACE(member.name);
+    const Tensor expected = member.run(member.inputs);
+    test::on_mesh("dp=2,tp=2", [&](const Mesh& mesh) {
+      Tensors inputs;
+      for (std::size_t i = 0; i < member.inputs.size(); ++i) {
+        inputs.push_back(distribute(member.inputs[i], mesh, member.placements[i]).requires_grad_());
+      }
+      const Tensor found = member.run(inputs);
+      if (found.requires_grad()) (found * found).sum().backward();
+      EXPECT_TRUE(at::allclose(full(found), expected, 1e-12, 1e-12));
+      EXPECT_TRUE(gathers(mesh).empty()) << gathers(mesh).begin()->first;
+    });
+  }
+}
+
+TEST(Gathers, AreCountedWithTheirBytes) {
+  test::on_mesh("dp=2", [](const Mesh& mesh) {
+    const Tensor cut = distribute(values({4, 6}), mesh, {Shard(1)});
+    (void)torch::sort(cut, 1);
+    (void)torch::sort(cut, 1);
+    (void)torch::sort(cut, 0);
+    (void)full(cut);
+    ASSERT_EQ(gathers(mesh).size(), 1);
+    EXPECT_EQ(gathers(mesh).at("aten::sort").times, 2);
+    EXPECT_EQ(gathers(mesh).at("aten::sort").bytes, 2 * 4 * 3 * static_cast<std::int64_t>(sizeof(double)));
+  });
+}
 
 TEST(OutVariant, GivesAPlainTensorTheWholeValue) {
   test::on_mesh("dp=2", [](const Mesh& mesh) {

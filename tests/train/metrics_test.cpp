@@ -46,16 +46,20 @@ TEST(JsonLine, OfTheSummaryHasItsFieldsInOrder) {
   SummaryRecord record;
   record.losses = {2.0, std::numeric_limits<double>::infinity()};
   record.replicated_fallbacks = {{"aten::cumsum", 3}};
+  record.gathers = {{"aten::sort", {.times = 2, .bytes = 192}}};
   const auto line = format_json(record);
   EXPECT_EQ(keys_of(line),
             (std::vector<std::string>{"summary", "world", "mesh", "plan", "params", "steps", "ms_median", "ms_p10",
                                       "ms_p90", "throughput", "final_loss", "losses", "peak_rss_bytes", "threads",
-                                      "predicted_ms", "predicted_memory_bytes", "replicated_fallbacks"}));
+                                      "predicted_ms", "predicted_memory_bytes", "replicated_fallbacks",
+                                      "gathers"}));
   const auto json = ordered_json::parse(line);
   EXPECT_EQ(json["summary"], true);
   EXPECT_TRUE(json["losses"][1].is_null());
   EXPECT_TRUE(json["predicted_ms"].is_null());
   EXPECT_EQ(json["replicated_fallbacks"]["aten::cumsum"], 3);
+  EXPECT_EQ(json["gathers"]["aten::sort"]["times"], 2);
+  EXPECT_EQ(json["gathers"]["aten::sort"]["bytes"], 192);
 }
 
 TEST(JsonLine, OfAnErrorNestsItsFields) {

@@ -224,11 +224,12 @@ TEST(Verdict, WritesTheContractsFields) {
                                                 .steps = 3,
                                                 .deviations = {1e-16, 2e-16, 3e-16, "a.weight"},
                                                 .tolerance = 1e-12,
-                                                .replicated_fallbacks = {}});
+                                                .replicated_fallbacks = {},
+                                                .gathers = {}});
   EXPECT_EQ(line,
             "{\"mesh\":\"dp_replicate=2\",\"model\":\"mlp\",\"precision\":\"fp64\",\"steps\":3,"
             "\"max_loss_deviation\":1e-16,\"max_grad_deviation\":2e-16,\"max_param_deviation\":3e-16,"
-            "\"worst_parameter\":\"a.weight\",\"tolerance\":1e-12,\"holds\":true,\"replicated_fallbacks\":{}}");
+            "\"worst_parameter\":\"a.weight\",\"tolerance\":1e-12,\"holds\":true,\"replicated_fallbacks\":{},\"gathers\":{}}");
 }
 
 }  // namespace

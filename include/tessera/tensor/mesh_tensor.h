@@ -72,6 +72,17 @@ void print(std::ostream& stream, const at::Tensor& tensor);
 /// Calls that had no rule and ran gathered and replicated, per operator name ("aten::sort").
 [[nodiscard]] const std::map<std::string, std::int64_t>& replicated_fallbacks(const Mesh& mesh);
 
+/// What operators gathered on this rank because no rule of theirs can compute with the shards: `bytes` is what the gathered
+/// operands take here beyond their shards.
+struct GatherCount {
+  std::int64_t times = 0;
+  std::int64_t bytes = 0;
+};
+
+/// Operands that were cut along an axis and that a call needed whole there, per operator name. What a plan gathers at use
+/// (ZeRO 3) does not count, nor do tessera::full and tessera::redistribute.
+[[nodiscard]] const std::map<std::string, GatherCount>& gathers(const Mesh& mesh);
+
 /// Names of operators that ran on shards as they lay: at least one call whose decision kept a sharded input sharded.
 [[nodiscard]] const std::set<std::string>& sharded_operators(const Mesh& mesh);
 

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "tessera/tensor/mesh_tensor.h"
 #include "tessera/train/workload.h"
 
 namespace tessera::train {
@@ -64,6 +65,8 @@ struct SummaryRecord {
   std::optional<std::uint64_t> predicted_memory_bytes;
   /// Operator name -> how often it ran gathered and replicated for want of a rule.
   std::map<std::string, std::int64_t> replicated_fallbacks;
+  /// Operator name -> what it gathered on rank 0 beyond what the plan gathers at use.
+  std::map<std::string, GatherCount> gathers;
 };
 
 /// Why a run failed.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "tessera/mesh/mesh.h"
+#include "tessera/tensor/mesh_tensor.h"
 
 namespace tessera::verify {
 
@@ -69,6 +70,7 @@ struct Verdict {
   Deviations deviations;
   double tolerance = 0;
   std::map<std::string, std::int64_t> replicated_fallbacks;
+  std::map<std::string, GatherCount> gathers;
 
   [[nodiscard]] bool holds() const noexcept { return deviations.within(tolerance); }
 };

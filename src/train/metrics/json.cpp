@@ -10,6 +10,7 @@
 
 #include "tessera/base/error.h"
 #include "tessera/train/metrics.h"
+#include "verify/json_fields.h"
 
 namespace tessera::train {
 namespace {
@@ -62,7 +63,8 @@ std::string format_json(const SummaryRecord& record) {
                    {"threads", record.threads},
                    {"predicted_ms", or_null(record.predicted_ms)},
                    {"predicted_memory_bytes", or_null(record.predicted_memory_bytes)},
-                   {"replicated_fallbacks", Json(record.replicated_fallbacks)}});
+                   {"replicated_fallbacks", Json(record.replicated_fallbacks)},
+                   {"gathers", verify::json_of(record.gathers)}});
 }
 
 std::string format_json(const ErrorRecord& record) {
