@@ -93,7 +93,13 @@ void start(const Batch& batch) {
   }
 }
 
-/// A gradient that every rank along `axis` has whole: each keeps its part of it.
+/// True if an axis that cuts after `axis` cuts the dim already that `axis` has yet to cut.
+bool has_smaller_chunk(const Placements& placements, int axis, std::int64_t dim) {
+  return std::any_of(placements.begin(), placements.begin() + axis, [dim](const Placement& p) { return p.is_shard(dim); });
+}
+
+/// A gradient that every rank along `axis` has whole, or as sums of chunks that are not those of the target: each keeps its
+/// part of it.
 void keep_own_part(const at::Tensor& gradient, int axis, const Placement& target) {
   tensor::MeshStorage& storage = tensor::storage_of(gradient);
   if (storage.mesh().axis_size(axis) == 1) return;
@@ -102,6 +108,7 @@ void keep_own_part(const at::Tensor& gradient, int axis, const Placement& target
   const at::Tensor part = tensor::redistribute_local(storage.local(), gradient.sizes(), gradient.strides(),
                                                      storage.placements(), placements, storage.mesh());
   storage.replace(part.clone(), placements);
+  restore_dtype(storage, gradient.scalar_type());
 }
 
 /// Starts the reduce-scatter of a gradient along `axis`; the storage holds this rank's share from now on.
@@ -241,10 +248,12 @@ void GradientReducer::flush() {
 bool GradientReducer::scatter(const at::Tensor& parameter, const at::Tensor& gradient, const Placements& target) {
   const std::size_t before = scattering_.size();
   for (int axis = target.size() - 1; axis >= 0; --axis) {
-    const Placement now = tensor::storage_of(gradient).placements()[axis];
-    if (!target[axis].is_shard()) continue;
-    if (now.is_replicate()) keep_own_part(gradient, axis, target[axis]);
-    if (now != Partial()) continue;
+    const Placements now = tensor::storage_of(gradient).placements();
+    if (!target[axis].is_shard() || now[axis].is_shard()) continue;
+    if (now[axis] != Partial() || has_smaller_chunk(now, axis, target[axis].dim)) {
+      keep_own_part(gradient, axis, target[axis]);
+      continue;
+    }
     scattering_.push_back({parameter, gradient, bytes_per_rank(gradient), nullptr});
     scattering_bytes_ += scattering_.back().bytes;
     start_scatter(gradient, axis, target[axis]);

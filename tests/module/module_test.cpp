@@ -172,6 +172,36 @@ TEST(GradientBuckets, AreCutBySize) {
   });
 }
 
+/// A scale between two products; its gradient may come out sharded along dp_shard while tp, which cuts first, has yet to
+/// add it up.
+struct ScaledImpl : torch::nn::Module {
+  ScaledImpl() {
+    in = register_parameter("in", torch::arange(16 * 16, torch::kDouble).sin().view({16, 16}));
+    scale = register_parameter("scale", torch::arange(16, torch::kDouble).cos());
+    out = register_parameter("out", torch::arange(24 * 16, torch::kDouble).cos().view({24, 16}));
+  }
+  Tensor forward(const Tensor& x) { return torch::linear(torch::linear(x, in) * scale, out); }
+  Tensor in, scale, out;
+};
+TORCH_MODULE(Scaled);
+
+TEST(Distribute, AGradientThatTwoAxesCutAlongOneDimIsCutInTheirOrder) {
+  const Tensor x = torch::arange(5 * 6 * 16, torch::kDouble).cos().view({5, 6, 16});
+  const auto gradient = [&](Scaled& model) {
+    (void)step(*model, x, x, [](const Tensor& output, const Tensor&) { return output.pow(2).mean(); });
+    return full(model->scale.grad());
+  };
+  Scaled alone;
+  const Tensor expected = gradient(alone);
+  for (const std::string name : {"in", "out"}) {
+    test::on_mesh("dp_shard=2,tp=2", [&](const Mesh& mesh) {
+      Scaled model;
+      distribute(*model, mesh, Plan().add("scale", {{"tp", Shard(0)}}).add(name, {{"tp", Shard(name == "in" ? 1 : 0)}}).zero(3));
+      EXPECT_LE((gradient(model) - expected).abs().max().item<double>(), 1e-12 * expected.abs().max().item<double>()) << name;
+    });
+  }
+}
+
 TEST(NoSync, AddsGradientsWithoutCommunication) {
   Block alone;
   fill(*alone);
