@@ -48,9 +48,8 @@ int main(int argc, char** argv) {
                                       return torch::nn::functional::cross_entropy(output, target);
                                     });
     optimizer.step();
-    const double value = loss.item<double>();
     if (ranks.rank() == 0 && step % 20 == 19) {
-      std::cout << "mesh " << mesh.to_string() << "  step " << step + 1 << "  loss " << value << std::endl;
+      std::cout << "mesh " << mesh.to_string() << "  step " << step + 1 << "  loss " << loss.item<double>() << std::endl;
     }
   }
 }

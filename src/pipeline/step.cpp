@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -81,17 +82,36 @@ std::vector<Parts> split(const std::vector<at::Tensor>& batch, int count, const 
   return all;
 }
 
-std::vector<double> shares_of(const std::vector<Parts>& parts, const StepOptions& options) {
-  if (parts.size() == 1 || options.reduction == LossReduction::kSum) return std::vector<double>(parts.size(), 1.0);
+std::vector<double> samples_in(const std::vector<Parts>& parts) {
+  std::vector<double> samples;
+  for (const Parts& part : parts) samples.push_back(static_cast<double>(part[0].size(0)));
+  return samples;
+}
+
+std::vector<double> weights_of(const std::vector<Parts>& parts, const StepOptions& options) {
+  if (!options.weight) return samples_in(parts);
   std::vector<double> weights;
   for (const Parts& part : parts) {
-    weights.push_back(options.weight ? options.weight(part) : static_cast<double>(part[0].size(0)));
+    const double weight = weights.emplace_back(options.weight(part));
+    check<ConfigError>(std::isfinite(weight) && weight >= 0,
+                       "step: micro-batch {} has weight {}; allowed: 0 or more, and finite", weights.size() - 1, weight);
   }
-  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
-  check<ConfigError>(sum > 0, "step: the weights of the {} micro-batches add up to {}; allowed: more than 0",
-                     weights.size(), sum);
-  for (double& weight : weights) weight /= sum;
-  return weights;
+  // Of nothing but what does not count, the mean is what the loss says it is.
+  return std::ranges::all_of(weights, [](double weight) { return weight == 0; }) ? samples_in(parts) : weights;
+}
+
+/// How much of the batch's loss each micro-batch is; 0: its loss, which may be NaN, does not count.
+std::vector<double> shares_of(const std::vector<Parts>& parts, const StepOptions& options) {
+  if (parts.size() == 1 || options.reduction == LossReduction::kSum) return std::vector<double>(parts.size(), 1.0);
+  std::vector<double> shares = weights_of(parts, options);
+  const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+  for (double& share : shares) share /= sum;
+  return shares;
+}
+
+/// Whole on every rank, so that a rank may read it alone: waiting for it later would take part in what others do not wait for.
+at::Tensor on_every_rank(const at::Tensor& loss) {
+  return tensor::is_mesh(loss) ? redistribute(loss, Placements::replicated(placements(loss).size())) : loss;
 }
 
 class Step {
@@ -117,9 +137,7 @@ class Step {
     } else {
       run_one_by_one();
     }
-    at::Tensor sum = losses_[0];
-    for (std::size_t i = 1; i < losses_.size(); ++i) sum = sum + losses_[i];
-    return sum;
+    return on_every_rank(loss_of_batch());
   }
 
  private:
@@ -152,6 +170,7 @@ class Step {
     return work;
   }
 
+  [[nodiscard]] bool counts(int microbatch) const { return shares_[static_cast<std::size_t>(microbatch)] != 0; }
   void run_on_one_device() {
     for (int microbatch = 0; microbatch < options_.microbatches; ++microbatch) {
       forward(microbatch);
@@ -159,15 +178,19 @@ class Step {
     }
   }
 
+    if (!counts(microbatch)) return;
   /// The last backward reduces what all of them added up, while it goes on.
   void run_one_by_one() {
     pipeline::Work all = work();
     if (trains_) {
-      all.backward = [this](int microbatch) {
-        const bool waits = microbatch + 1 < options_.microbatches && reducer_ != nullptr;
+      int last = options_.microbatches - 1;
+      while (!counts(last)) --last;
+      all.backward = [this, last](int microbatch) {
+        const bool waits = microbatch < last && reducer_ != nullptr;
         const std::optional<NoSync> no_sync = waits ? std::make_optional<NoSync>(module_) : std::nullopt;
         backward(microbatch);
       };
+    if (!counts(microbatch)) return;
     }
     pipeline::Executor(*mesh_, options_.microbatches, all).run_one_by_one();
   }
@@ -278,3 +301,11 @@ at::Tensor step(torch::nn::Module& module, const std::vector<at::Tensor>& batch,
 }
 
 }  // namespace tessera
+  [[nodiscard]] at::Tensor loss_of_batch() const {
+    at::Tensor sum;
+    for (const at::Tensor& loss : losses_) {
+      if (loss.defined()) sum = sum.defined() ? sum + loss : loss;
+    }
+    return sum;
+  }
+

@@ -6,10 +6,14 @@
 
 #include <torch/torch.h>
 
+#include <cmath>
 #include <functional>
+#include <latch>
+#include <limits>
 
 #include "pipeline/chain.h"
 #include "support/ranks.h"
+#include "tessera/base/error.h"
 #include "tessera/module/autocast.h"
 #include "tessera/module/distribute.h"
 #include "tessera/pipeline/step.h"
@@ -127,6 +131,127 @@ TEST(StepPrograms, a_metric_that_the_loss_function_adds_up_is_that_of_the_batch)
       distribute(*model, mesh, plan_for(one));
       EXPECT_EQ(counted(model, {.microbatches = 4, .schedule = info.name}), expected);
     });
+  }
+}
+
+/// A loss that is NaN, in forward and backward, where no target counts.
+Tensor masked_mean(const Tensor& outputs, const Tensor& counted) {
+  return (outputs.pow(2).sum(1) * counted).sum() / counted.sum();
+}
+
+/// The losses, and after them the gradients, of two steps; micro-batch `without` of four, or every one (4), has no targets.
+std::vector<double> with_ignored(Chain& model, const std::string& axes, const StepOptions& from, int without) {
+  StepOptions options = from;
+  options.weight = [](const std::vector<Tensor>& parts) { return parts[1].sum().item<double>(); };
+  Tensor counted = torch::ones({8}, torch::kDouble);
+  without == 4 ? counted.zero_() : counted.narrow(0, 2 * without, 2).zero_();
+  std::vector<double> seen;
+  for (int i = 0; i < 2; ++i) {
+    SCOPED_TRACE(axes);
+    model->zero_grad();
+    const auto loss = [&](const std::vector<Tensor>& parts) { return masked_mean(model->forward(parts[0]), parts[1]); };
+    seen.push_back(step(*model, {batch(8, i), counted}, loss, options).item<double>());
+    for (const Tensor& parameter : model->parameters()) seen.push_back(full(parameter.grad()).sum().item<double>());
+  }
+  return seen;
+}
+
+TEST(StepPrograms, a_micro_batch_of_weight_0_is_left_out_though_its_loss_is_nan) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    for (const int without : {0, 1, 3}) {
+      SCOPED_TRACE(info.name + ", without " + std::to_string(without));
+      const StepOptions options{.microbatches = 4, .schedule = info.name};
+      Chain alone(2 * one.chunks);
+      const std::vector<double> expected = with_ignored(alone, "one device", {}, without);
+      EXPECT_THAT(with_ignored(alone, "one device", options, without), testing::Pointwise(testing::DoubleNear(1e-12), expected));
+      for (const std::string axes : {"pp=2", "pp=2,dp=2", "dp=2", "tp=2", "pp=2,tp=2"}) {
+        test::on_mesh(axes, [&](const Mesh& mesh) {
+          Chain model(2 * one.chunks);
+          distribute(*model, mesh, plan_for(one));
+          EXPECT_THAT(with_ignored(model, axes, options, without), testing::Pointwise(testing::DoubleNear(1e-12), expected));
+        });
+      }
+    }
+  }
+}
+
+TEST(StepPrograms, of_weights_that_are_all_0_the_mean_is_what_the_loss_makes_of_it) {
+  const StepOptions options{.microbatches = 4};
+  for (const std::string axes : {"pp=2", "dp=2"}) {
+    test::on_mesh(axes, [&](const Mesh& mesh) {
+      Chain model(2);
+      distribute(*model, mesh, plan_for({"1f1b", 2, 1, 4, ""}));
+      EXPECT_THAT(with_ignored(model, axes, options, 4), testing::Each(testing::IsNan()));
+      const auto clamped = [&](const std::vector<Tensor>& parts) {
+        return (model->forward(parts[0]).sum(1) * parts[1]).sum() / parts[1].sum().clamp_min(1);
+      };
+      StepOptions weighted = options;
+      weighted.weight = [](const std::vector<Tensor>& parts) { return parts[1].sum().item<double>(); };
+      model->zero_grad();
+      const Tensor nothing = torch::zeros({8}, torch::kDouble);
+      EXPECT_EQ(step(*model, {batch(8, 0), nothing}, clamped, weighted).item<double>(), 0);
+      for (const Tensor& parameter : model->parameters()) EXPECT_EQ(full(parameter.grad()).abs().max().item<double>(), 0);
+    });
+  }
+}
+
+TEST(StepPrograms, a_nan_where_something_counts_is_seen) {
+  Chain model(1);
+  Tensor x = batch(8, 0);
+  x[7][0] = std::numeric_limits<double>::quiet_NaN();
+  const auto weight = [](const std::vector<Tensor>& parts) { return parts[1].sum().item<double>(); };
+  const auto loss = [&](const std::vector<Tensor>& parts) { return masked_mean(model->forward(parts[0]), parts[1]); };
+  const Tensor counted = torch::ones({8}, torch::kDouble);
+  EXPECT_TRUE(std::isnan(step(*model, {x, counted}, loss, {.microbatches = 4, .weight = weight}).item<double>()));
+}
+
+TEST(StepPrograms, refuses_weights_below_0) {
+  Chain model(1);
+  const auto loss = [&](const std::vector<Tensor>& parts) { return model->forward(parts[0]).mean(); };
+  const auto weight = [](const std::vector<Tensor>&) { return -1.0; };
+  EXPECT_THROW((void)step(*model, {batch(8, 0)}, loss, {.microbatches = 4, .weight = weight}), ConfigError);
+}
+
+/// Lets others go on at the end of a scope, even one that an exception ends.
+class Release {
+ public:
+  explicit Release(std::latch* latch) : latch_(latch) {}
+  ~Release() {
+    if (latch_ != nullptr) latch_->count_down();
+  }
+  Release(const Release&) = delete;
+  Release& operator=(const Release&) = delete;
+
+ private:
+  std::latch* latch_;
+};
+
+TEST(StepPrograms, one_rank_may_read_the_loss_while_others_do_not) {
+  for (const pipeline::ScheduleInfo& info : pipeline::schedules()) {
+    const Case one{info.name, 2, info.default_chunks, 4, ""};
+    const StepOptions options{.microbatches = 4, .schedule = info.name};
+    Chain alone(2 * one.chunks);
+    const auto loss_of = [&](Chain& model, int i) {
+      model->zero_grad();
+      const auto loss = [&](const std::vector<Tensor>& parts) { return model->forward(parts[0]).pow(2).mean(); };
+      return step(*model, {batch(8, i)}, loss, options);
+    };
+    for (const std::string axes : {"pp=2", "dp=2", "tp=2", "dp=2,tp=2", "pp=2,dp=2"}) {
+      SCOPED_TRACE(info.name + " " + axes);
+      std::latch has_read(1);
+      test::on_mesh(axes, [&](const Mesh& mesh) {
+        const Release release(mesh.rank() == 0 ? &has_read : nullptr);
+        Chain model(2 * one.chunks);
+        distribute(*model, mesh, plan_for(one));
+        for (int i = 0; i < 2; ++i) {
+          const Tensor loss = loss_of(model, i);
+          if (mesh.rank() != 0) continue;
+          EXPECT_NEAR(loss.item<double>(), loss_of(alone, i).item<double>(), 1e-13);
+        }
+        if (mesh.rank() != 0) has_read.wait();
+      });
+    }
   }
 }
 

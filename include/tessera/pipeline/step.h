@@ -30,7 +30,10 @@ struct StepOptions {
   /// kMean: each loss is multiplied by its micro-batch's share of `weight`. kSum: losses add up as they are.
   LossReduction reduction = LossReduction::kMean;
   /// How much a micro-batch counts, from its tensors as `loss` gets them. Default: samples of the first tensor. For a
-  /// mean that leaves out ignored targets: their number without these. The same on every rank.
+  /// mean that leaves out ignored targets: their number without these. The same on every rank; kSum does not ask.
+  /// A micro-batch of weight 0 is left out, even if its loss is NaN, the mean over no target: its forward runs, its
+  /// backward does not. If all have weight 0, each counts by its samples, so that the mean over nothing is what `loss`
+  /// makes of it, as without micro-batches.
   std::function<double(const std::vector<at::Tensor>& parts)> weight = nullptr;
   /// Scales each loss before its backward; may be null. Not owned.
   const GradScaler* scaler = nullptr;
@@ -43,11 +46,11 @@ using MicrobatchLoss = std::function<at::Tensor(const std::vector<at::Tensor>& p
 
 /// Forward, loss and backward of one batch. `loss` runs the module and whatever else belongs to the loss; it is called
 /// once per micro-batch, on every rank. It may also add up a metric (`count = count + correct.sum()`), to be read after
-/// the step. Plain tensors of `batch` are the global batch, the same on every rank: each micro-batch is sharded along
-/// dim 0 over the data-parallel axes.
+/// the step, by every rank: reading it is collective. Plain tensors of `batch` are the global batch, the same on every
+/// rank: each micro-batch is sharded along dim 0 over the data-parallel axes.
 ///
-/// Returns the loss of the batch, detached; gradients are in the parameters, reductions under way. Without grad mode
-/// (torch::NoGradGuard) only forward runs.
+/// Returns the loss of the batch, detached and replicated: a rank may read it (`item()`) and others not. Gradients are in
+/// the parameters, reductions under way. Without grad mode (torch::NoGradGuard) only forward runs.
 ///
 /// On a mesh with an axis pp and several micro-batches, each rank runs forward and backward of its stages in the order
 /// of its row of the schedule. The first call with batches of some sizes runs the micro-batches one after the other:

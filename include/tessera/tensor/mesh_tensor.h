@@ -5,6 +5,11 @@
 // optimizers take it as it is, and every ATen operation on it runs on local shards and inserts the collectives that
 // the mathematics needs. A plain tensor mixed in counts as replicated: the caller vouches that it is the same on every
 // rank.
+//
+// Every operation may be collective, so every rank calls the same ones, reads among them: item(), full(), print(), comparing
+// with torch::equal. Only what is replicated on every axis (the loss that tessera::step returns; full() of anything, which is
+// plain) may be read on one rank alone. `if (rank == 0) std::cout << accuracy.item()` waits for the others; read first:
+// `const double value = accuracy.item<double>()`.
 #pragma once
 
 #include <ATen/core/Tensor.h>
