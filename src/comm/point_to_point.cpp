@@ -9,6 +9,7 @@
 #include <cstring>
 #include <utility>
 
+#include "comm/epoch.h"
 #include "tessera/base/error.h"
 
 namespace tessera::comm::detail {
@@ -140,11 +141,13 @@ bool PointToPoint::comes_never(const Transfer& receive) const {
 
 void PointToPoint::fail_early(Transfer& receive) const {
   receive.complete = true;
-  receive.error = std::make_exception_ptr(CommunicationError(fmt::format(
+  const std::string text = fmt::format(
       "receive({} bytes, {}, tag {}) of rank {} from rank {} in group {}: rank {} ended its step early; its own "
       "message says why",
       receive.piece.bytes, dtype_name(receive.dtype), receive.tag, arrival_.rank(), receive.peer, arrival_.group(),
-      receive.peer)));
+      receive.peer);
+  const std::uint64_t epoch = peers_[static_cast<std::size_t>(receive.peer)].epoch;
+  receive.error = std::make_exception_ptr(EpochOver(text, epoch));
 }
 
 void PointToPoint::push(int to) {

@@ -51,7 +51,7 @@ class PointToPoint final : public Endpoint {
   void progress() override;
   /// Drops messages of epochs 1 to `epoch` - 1, those that come later too.
   void start_epoch(std::uint64_t epoch);
-  /// Peers that wait for a message of an earlier epoch from this rank throw CommunicationError.
+  /// Peers that wait for a message of an earlier epoch from this rank throw EpochOver.
   void tell_epoch();
   /// Progresses everything until `transfer` is complete.
   /// Throws  CommunicationError when the peer does not come in time, has ended or sent another number of bytes

@@ -32,8 +32,9 @@ class Entered {
 /// While it lives, calls on stages ask the conductor.
 class Conducted {
  public:
-  Conducted(tensor::StageRuntime& stages, std::function<void(StageSet)> await_turn) : stages_(stages) {
-    stages_.set_conductor({.await_turn = std::move(await_turn), .in_schedule_order = true});
+  Conducted(tensor::StageRuntime& stages, std::function<void(StageSet)> await_turn, tensor::Journal& journal)
+      : stages_(stages) {
+    stages_.set_conductor({.await_turn = std::move(await_turn), .in_schedule_order = true, .journal = &journal});
   }
   ~Conducted() { stages_.set_conductor({}); }
   Conducted(const Conducted&) = delete;
@@ -60,12 +61,12 @@ struct Executor::Microbatch {
   std::unique_ptr<Pausable> passes;
 };
 
-Executor::Executor(const Mesh& mesh, int num_microbatches, Work work)
+Executor::Executor(const Mesh& mesh, int num_microbatches, Work work, bool again)
     : runtime_(tensor::MeshRuntime::of(mesh)),
       mesh_(mesh),
       exceptions_before_(std::uncaught_exceptions()),
       work_(std::move(work)) {
-  runtime_.stages.begin_step(mesh);
+  runtime_.stages.begin_step(mesh, again);
   // Draws of a micro-batch are numbered from where the mesh stands, under the micro-batch's own number.
   constexpr int kDrawBits = 40;
   for (int index = 0; index < num_microbatches; ++index) {
@@ -100,11 +101,12 @@ void Executor::run_one_by_one() {
   }
 }
 
-void Executor::run(const Schedule& schedule, const std::vector<Action>& row, std::vector<TracedAction>* trace) {
+void Executor::run(const Schedule& schedule, const std::vector<Action>& row, std::vector<TracedAction>* trace,
+                   tensor::Journal& journal) {
   num_chunks_ = schedule.num_chunks;
   std::function<void(StageSet)> wait;
   if (num_chunks_ > 1) wait = [this](StageSet stages) { this->await_turn(stages); };
-  const Conducted conducted(runtime_.stages, wait);
+  const Conducted conducted(runtime_.stages, wait, journal);
   for (const Action& action : row) {
     const double start_ms = trace != nullptr ? now_ms() : 0;
     run(action);

@@ -23,7 +23,8 @@ struct Work {
 /// Runs micro-batches of one step: which messages and random numbers are whose, and in which order a rank computes.
 class Executor {
  public:
-  Executor(const Mesh& mesh, int num_microbatches, Work work);
+  /// `again`: the step that failed last runs a second time.
+  Executor(const Mesh& mesh, int num_microbatches, Work work, bool again = false);
   ~Executor();
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
@@ -31,8 +32,10 @@ class Executor {
   /// One micro-batch after the other, each forward and backward.
   void run_one_by_one();
   /// The actions of `row`, the rank's of `schedule`. Forward and backward of a micro-batch stop where a stage of this
-  /// rank begins whose action has not come yet.
-  void run(const Schedule& schedule, const std::vector<Action>& row, std::vector<TracedAction>* trace);
+  /// rank begins whose action has not come yet. `journal` gets what changes.
+  /// Throws  NewInSchedule if a micro-batch does what has to be learned one by one
+  void run(const Schedule& schedule, const std::vector<Action>& row, std::vector<TracedAction>* trace,
+           tensor::Journal& journal);
 
  private:
   struct Microbatch;

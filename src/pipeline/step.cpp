@@ -13,11 +13,14 @@
 #include <set>
 #include <utility>
 
+#include "comm/epoch.h"
 #include "module/gradient_reducer.h"
 #include "pipeline/executor.h"
 #include "tensor/backward_order.h"
+#include "tensor/journal.h"
 #include "tensor/mesh_storage.h"
 #include "tessera/base/error.h"
+#include "tessera/base/log.h"
 #include "tessera/module/distribute.h"
 #include "tessera/tensor/stages.h"
 
@@ -32,6 +35,7 @@ struct Memory {
   std::map<std::pair<std::string, int>, pipeline::Schedule> schedules;
   /// Kinds of steps whose shapes all ranks know.
   std::set<std::vector<std::int64_t>> known_steps;
+  bool said_that_it_runs_again = false;
 };
 
 Memory& memory_of(module::GradientReducer& reducer) {
@@ -114,11 +118,34 @@ at::Tensor on_every_rank(const at::Tensor& loss) {
   return tensor::is_mesh(loss) ? redistribute(loss, Placements::replicated(placements(loss).size())) : loss;
 }
 
+/// What a step in schedule order changes, as it was before.
+class Undo {
+ public:
+  [[nodiscard]] tensor::Journal& journal() noexcept { return journal_; }
+  /// Called before each backward that adds to the leaf's gradient.
+  void keep_gradient(const at::Tensor& leaf) {
+    if (!kept_.insert(leaf.unsafeGetTensorImpl()).second) return;
+    const at::Tensor gradient = leaf.grad();
+    const bool is_plain = gradient.defined() && !tensor::is_mesh(gradient);
+    gradients_.emplace_back(leaf, is_plain ? gradient.clone() : gradient);
+  }
+  void restore() {
+    journal_.restore();
+    for (auto& [leaf, gradient] : gradients_) leaf.mutable_grad() = gradient;
+  }
+
+ private:
+  tensor::Journal journal_;
+  std::vector<std::pair<at::Tensor, at::Tensor>> gradients_;
+  std::set<const at::TensorImpl*> kept_;
+};
+
 class Step {
  public:
   Step(torch::nn::Module& module, const std::vector<at::Tensor>& batch, const MicrobatchLoss& loss,
        const StepOptions& options)
       : module_(module),
+        batch_(batch),
         loss_(loss),
         options_(options),
         mesh_(mesh_of(module, batch)),
@@ -142,6 +169,7 @@ class Step {
 
  private:
   [[nodiscard]] std::size_t num_stages() const { return rank_of_stage(*mesh_).size(); }
+  [[nodiscard]] bool counts(int microbatch) const { return shares_[static_cast<std::size_t>(microbatch)] != 0; }
   [[nodiscard]] bool reduces() const { return trains_ && reducer_ != nullptr && reducer_->synchronising(); }
 
   void forward(int microbatch) {
@@ -149,36 +177,40 @@ class Step {
     at::Tensor value = loss_(parts_[index]);
     check<ShapeError>(value.defined() && value.numel() == 1, "step: the loss of micro-batch {} has sizes [{}]; allowed: "
                       "one element", microbatch, value.defined() ? fmt::format("{}", fmt::join(value.sizes(), ", ")) : "");
+    if (!counts(microbatch)) return;
     if (parts_.size() > 1) value = value * shares_[index];
     losses_[index] = value.detach();
     if (trains_) roots_[index] = options_.scaler == nullptr ? value : options_.scaler->scale(value);
   }
 
-  void backward(int microbatch) {
+  /// `undo`, if given, gets what changes.
+  void backward(int microbatch, Undo* undo) {
     const auto index = static_cast<std::size_t>(microbatch);
     parts_[index].clear();
+    if (!counts(microbatch)) return;
     const at::Tensor root = std::exchange(roots_[index], at::Tensor());
     if (mesh_ != nullptr && num_stages() > 1 && parts_.size() > 1) {
-      tensor::go_back_stage_by_stage(root, tensor::MeshRuntime::of(*mesh_).stages.forward());
+      const auto leaves = tensor::go_back_stage_by_stage(root, tensor::MeshRuntime::of(*mesh_).stages.forward());
+      for (const at::Tensor& leaf : leaves) {
+        if (undo != nullptr) undo->keep_gradient(leaf);
+      }
     }
     root.backward();
   }
 
-  [[nodiscard]] pipeline::Work work() {
+  [[nodiscard]] pipeline::Work work(Undo* undo = nullptr) {
     pipeline::Work work{.forward = [this](int microbatch) { forward(microbatch); }, .backward = nullptr};
-    if (trains_) work.backward = [this](int microbatch) { backward(microbatch); };
+    if (trains_) work.backward = [this, undo](int microbatch) { backward(microbatch, undo); };
     return work;
   }
 
-  [[nodiscard]] bool counts(int microbatch) const { return shares_[static_cast<std::size_t>(microbatch)] != 0; }
   void run_on_one_device() {
     for (int microbatch = 0; microbatch < options_.microbatches; ++microbatch) {
       forward(microbatch);
-      if (trains_) backward(microbatch);
+      if (trains_) backward(microbatch, nullptr);
     }
   }
 
-    if (!counts(microbatch)) return;
   /// The last backward reduces what all of them added up, while it goes on.
   void run_one_by_one() {
     pipeline::Work all = work();
@@ -188,9 +220,8 @@ class Step {
       all.backward = [this, last](int microbatch) {
         const bool waits = microbatch < last && reducer_ != nullptr;
         const std::optional<NoSync> no_sync = waits ? std::make_optional<NoSync>(module_) : std::nullopt;
-        backward(microbatch);
+        backward(microbatch, nullptr);
       };
-    if (!counts(microbatch)) return;
     }
     pipeline::Executor(*mesh_, options_.microbatches, all).run_one_by_one();
   }
@@ -206,22 +237,51 @@ class Step {
   }
 
   void run_schedule() {
-    tensor::MeshRuntime& runtime = tensor::MeshRuntime::of(*mesh_);
-    pipeline::Executor executor(*mesh_, options_.microbatches, work());
     std::optional<Memory> own;
     Memory& memory = reducer_ != nullptr ? memory_of(*reducer_) : own.emplace();
     const pipeline::Schedule& schedule = schedule_for(memory);
     const std::vector<std::int64_t> kind = kind_of_step();
-    if (memory.known_steps.count(kind) == 0) {
-      runtime.stages.hindrances() = {};
-      executor.run_one_by_one();
-      check_fits(schedule, runtime.stages.hindrances());
-      memory.known_steps.insert(kind);
-      return;
+    const bool is_known = memory.known_steps.count(kind) != 0;
+    if (is_known && run_in_order(schedule)) return;
+    if (is_known && !std::exchange(memory.said_that_it_runs_again, true)) {
+      base::info("step: pipeline stages met something that the steps before did not do; it was taken back and runs again, "
+                 "micro-batch after micro-batch, to learn it (said once)");
     }
+    learn(schedule, /*again=*/is_known);
+    memory.known_steps.insert(kind);
+  }
+
+  /// One micro-batch after the other. In schedule order, ranks that wait for shapes would wait for each other.
+  void learn(const pipeline::Schedule& schedule, bool again) {
+    tensor::StageRuntime& stages = tensor::MeshRuntime::of(*mesh_).stages;
+    pipeline::Executor executor(*mesh_, options_.microbatches, work(), again);
+    stages.hindrances() = {};
+    executor.run_one_by_one();
+    check_fits(schedule, stages.hindrances());
+  }
+
+  /// False: there is something to learn first. All is as it was before, on all ranks.
+  bool run_in_order(const pipeline::Schedule& schedule) {
+    const tensor::StageRuntime& stages = tensor::MeshRuntime::of(*mesh_).stages;
     std::vector<pipeline::Action> row = schedule.actions[static_cast<std::size_t>(mesh_->coordinate(axis()))];
     if (!trains_) std::erase_if(row, [](const auto& action) { return action.kind != pipeline::ActionKind::kForward; });
-    executor.run(schedule, row, options_.trace);
+    const std::size_t traced = options_.trace != nullptr ? options_.trace->size() : 0;
+    Undo undo;
+    try {
+      pipeline::Executor executor(*mesh_, options_.microbatches, work(&undo));
+      executor.run(schedule, row, options_.trace, undo.journal());
+      return true;
+    } catch (const tensor::NewInSchedule&) {
+      if (!stages.can_run_again()) throw;
+    } catch (const comm::detail::EpochOver& peer) {
+      if (!stages.runs_again(peer.epoch())) throw;
+    }
+    undo.restore();
+    parts_ = split(batch_, options_.microbatches, mesh_);
+    for (std::vector<at::Tensor>* values : {&losses_, &roots_}) values->assign(parts_.size(), at::Tensor());
+    if (options_.trace != nullptr) options_.trace->resize(traced);
+    if (options_.before_second_run) options_.before_second_run();
+    return false;
   }
 
   [[nodiscard]] int axis() const { return tensor::MeshRuntime::of(*mesh_).stages.axis(); }
@@ -281,7 +341,16 @@ class Step {
                        seen.tells_in_forward, schedule.name, schedule.num_chunks);
   }
 
+  [[nodiscard]] at::Tensor loss_of_batch() const {
+    at::Tensor sum;
+    for (const at::Tensor& loss : losses_) {
+      if (loss.defined()) sum = sum.defined() ? sum + loss : loss;
+    }
+    return sum;
+  }
+
   torch::nn::Module& module_;
+  const std::vector<at::Tensor>& batch_;
   const MicrobatchLoss& loss_;
   const StepOptions& options_;
   const Mesh* mesh_;
@@ -301,11 +370,3 @@ at::Tensor step(torch::nn::Module& module, const std::vector<at::Tensor>& batch,
 }
 
 }  // namespace tessera
-  [[nodiscard]] at::Tensor loss_of_batch() const {
-    at::Tensor sum;
-    for (const at::Tensor& loss : losses_) {
-      if (loss.defined()) sum = sum.defined() ? sum + loss : loss;
-    }
-    return sum;
-  }
-

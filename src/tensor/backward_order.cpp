@@ -3,6 +3,7 @@
 #include "tensor/backward_order.h"
 
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <queue>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 namespace tessera::tensor {
@@ -28,7 +30,11 @@ class Walk {
  public:
   /// `stage`: that of the node which leads here.
   void reach(Node* node, int stage) {
-    if (node == nullptr || is_sum_into_gradient(*node)) return;
+    if (node == nullptr) return;
+    if (is_sum_into_gradient(*node)) {
+      sums_.insert(node);
+      return;
+    }
     const auto [found, is_new] = stages_.try_emplace(node, stage);
     if (is_new) {
       waiting_.emplace(ForwardStages::without_stage(node->sequence_nr()), node);
@@ -43,15 +49,23 @@ class Walk {
     waiting_.pop();
     return {node, stages_.at(node)};
   }
+  [[nodiscard]] std::vector<at::Tensor> leaves() const {
+    std::vector<at::Tensor> leaves;
+    for (Node* node : sums_) {
+      if (const auto* sum = dynamic_cast<const torch::autograd::AccumulateGrad*>(node)) leaves.push_back(sum->variable);
+    }
+    return leaves;
+  }
 
  private:
   std::priority_queue<std::pair<std::uint64_t, Node*>> waiting_;
   std::unordered_map<Node*, int> stages_;
+  std::unordered_set<Node*> sums_;
 };
 
 }  // namespace
 
-void go_back_stage_by_stage(const at::Tensor& root, const ForwardStages& forward) {
+std::vector<at::Tensor> go_back_stage_by_stage(const at::Tensor& root, const ForwardStages& forward) {
   Walk walk;
   walk.reach(root.grad_fn().get(), std::numeric_limits<StageSet>::digits - 1);
   for (auto [node, stage] = walk.next(); node != nullptr; std::tie(node, stage) = walk.next()) {
@@ -61,6 +75,7 @@ void go_back_stage_by_stage(const at::Tensor& root, const ForwardStages& forward
     node->set_sequence_nr(ForwardStages::on_stage(node->sequence_nr(), stage));
     for (const torch::autograd::Edge& edge : node->next_edges()) walk.reach(edge.function.get(), stage);
   }
+  return walk.leaves();
 }
 
 }  // namespace tessera::tensor

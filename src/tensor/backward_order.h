@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "tensor/forward_stages.h"
 
 namespace tessera::tensor {
@@ -12,6 +14,7 @@ namespace tessera::tensor {
 /// backward is done with a stage before it comes to an earlier one, in whichever order forward made their nodes: a loss
 /// that ends with a term of the first stage would take backward there at once, and a rank that runs stage after stage
 /// would wait for its turn with work in hand that others need.
-void go_back_stage_by_stage(const at::Tensor& root, const ForwardStages& forward);
+/// Returns the leaves that backward adds gradients to.
+std::vector<at::Tensor> go_back_stage_by_stage(const at::Tensor& root, const ForwardStages& forward);
 
 }  // namespace tessera::tensor

@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 
 #include "tensor/decide.h"
+#include "tensor/journal.h"
 #include "tensor/redistribute.h"
 #include "tessera/base/error.h"
 #include "tessera/tensor/mesh_tensor.h"
@@ -38,11 +39,26 @@ void Call::prepare() {
 void Call::run_as_decided() {
   Decision& decision = *known_decision();
   if (decision.fallback) runtime_->count_fallback(info_.name);
+  if (runtime_->stages.conductor().journal != nullptr) [[unlikely]]
+    keep_what_changes(decision);
   if (staged_) {
     run_on_stages(decision);
   } else {
     run_here(decision);
   }
+}
+
+/// Of what was there before the step, so that the step can be taken back.
+void Call::keep_what_changes(const Decision& decision) const {
+  const auto keep = [this](const at::Tensor& tensor) {
+    const bool is_older = is_mesh(tensor) && storage_of(tensor).made_in_step < runtime_->stages.step_number();
+    if (is_older) runtime_->stages.conductor().journal->keep(tensor);
+  };
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const bool is_partial = is_mesh(tensors_[i].tensor) && placements_of(tensors_[i]).any_partial();
+    if (tensors_[i].written || (is_partial && !(placements_of(tensors_[i]) == decision.inputs[i]))) keep(tensors_[i].tensor);
+  }
+  for (const at::Tensor& out : outs_) keep(out);
 }
 
 void Call::run_again(Decision& decision) {

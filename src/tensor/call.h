@@ -43,6 +43,7 @@ class Call {
   // call.cpp: from arguments to a decision, and local arguments.
   void prepare();
   void run_as_decided();
+  void keep_what_changes(const Decision& decision) const;
   void collect_tensors();
   void add_tensor(const at::Tensor& tensor, std::size_t argument);
   void refuse_what_has_no_meaning() const;
@@ -115,7 +116,7 @@ class Call {
   void agree_on_results(Decision& decision, std::int64_t num_draws);
   [[nodiscard]] bool knows_results(Decision& decision) const;
   [[nodiscard]] std::shared_ptr<const CallShape> learn_results(Decision& decision) const;
-  void refuse_new_shape() const;
+  void refuse_what_is_new() const;
   [[nodiscard]] std::string describe_operands() const;
   void take_strides(const CallShape& shape) const;
   void skip(Decision& decision);

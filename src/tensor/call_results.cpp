@@ -134,6 +134,7 @@ void Call::note_view(const at::Tensor& result, const Decision& decision, std::si
   storage.count_writes_with(tensors_[0].tensor);
   if (base.copy != nullptr || decision.gathers_view || !shares_memory(storage, base)) [[unlikely]]
     note_copy(storage, decision, element);
+  if (!decision.gathers_view) storage.made_in_step = base.made_in_step;
   const bool shares_memory_of_sum = storage.placements().any_partial() || base.family.is_or_was_shared();
   if (shares_memory_of_sum && !decision.gathers_view) storage.family.join(base.family);
   if (const auto deferred = base.deferred()) storage.defer(deferred);

@@ -104,10 +104,14 @@ void Call::finish_sends_of_written() const {
 
 /// What keeps pipeline schedules from running the micro-batches of this program in their order.
 void Call::note_hindrances(const Decision& decision) const {
-  if (runtime_->stages.conductor().in_schedule_order) return;
+  const StageRuntime::Conductor& conductor = runtime_->stages.conductor();
   StageRuntime::Hindrances& seen = runtime_->stages.hindrances();
   const bool backward = in_backward();
-  if (info_.gives_values || info_.sizes_depend_on_values) (backward ? seen.tells_in_backward : seen.tells_in_forward) = info_.name;
+  const bool is_in_the_way = !conductor.in_schedule_order || backward || conductor.await_turn;
+  if (differs_each_time() && is_in_the_way) {
+    refuse_what_is_new();
+    (backward ? seen.tells_in_backward : seen.tells_in_forward) = info_.name;
+  }
   if (backward) return;
   const StageMap& map = runtime_->stages.map();
   ForwardOrder& order = runtime_->stages.forward_order();
@@ -116,7 +120,9 @@ void Call::note_hindrances(const Decision& decision) const {
     if (storage_of(slot.tensor).stage.pinned != 0) continue;
     const StageSet lies = map.set_of(storage_of(slot.tensor).placements());
     const bool is_of_later_stage = (lies & decision.stages) == 0 && lowest(lies) > highest(decision.stages);
-    if (is_of_later_stage || order.waits(map, lies, decision.stages)) seen.goes_back = info_.name;
+    if (!is_of_later_stage && !order.waits(map, lies, decision.stages)) continue;
+    refuse_what_is_new();
+    seen.goes_back = info_.name;
   }
   order.enter(map, decision.stages);
 }
@@ -154,7 +160,9 @@ void Call::compute_or_share_failure(Decision& decision) {
 
 void Call::share_failure(Decision& decision, const std::exception_ptr& failure) const {
   StageRuntime& stages = runtime_->stages;
-  if (stages.conductor().in_schedule_order || differs_each_time() || knows_results(decision)) return;
+  if (differs_each_time() || knows_results(decision)) return;
+  // Where it runs again, all ranks hear of the failure.
+  refuse_what_is_new();
   if (stages.map().first_rank(decision.stages) == mesh_->coordinate(stages.axis())) {
     stages.tell_failure(decision.key, failure, *mesh_);
     return;
@@ -192,7 +200,7 @@ void Call::agree_on_results(Decision& decision, std::int64_t num_draws) {
   if (differs_each_time()) {
     stages.tell_values(*shape, *mesh_);
   } else {
-    refuse_new_shape();
+    refuse_what_is_new();
     decision.shape = shape;
     stages.tell_shape(decision.key, std::move(shape), *mesh_);
   }
@@ -208,19 +216,20 @@ std::shared_ptr<const CallShape> Call::learn_results(Decision& decision) const {
   StageRuntime& stages = runtime_->stages;
   if (differs_each_time()) return std::make_shared<const CallShape>(stages.learn_values(decision.stages, *mesh_));
   if (!knows_results(decision)) {
-    refuse_new_shape();
+    refuse_what_is_new();
     decision.shape = stages.learn_shape(decision.key, decision.stages, *mesh_);
   }
   return decision.shape;
 }
 
-/// Whoever waited for a shape would wait for a rank that may be waiting for him.
-void Call::refuse_new_shape() const {
+/// Whoever waited for it would wait for a rank that may be waiting for him.
+void Call::refuse_what_is_new() const {
   if (!runtime_->stages.conductor().in_schedule_order) return;
-  throw ShapeError(
+  throw NewInSchedule(
       fmt::format("{}: pipeline stages meet it for the first time in a step that runs in schedule order, with operands "
-                  "[{}]; allowed: what the first step with these batch sizes ran. Let no sizes and no branches differ "
-                  "between steps, or use microbatches = 1",
+                  "[{}]; allowed: what the first step with these batch sizes ran, or the transports thread and shm on "
+                  "CPUs, where the step runs again. Let no sizes and no branches differ between steps, or use "
+                  "microbatches = 1",
                   info_.name, describe_operands()));
 }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/TensorImpl.h>
 
+#include "tensor/decision_cache.h"
 #include "tensor/layout.h"
 #include "tensor/recompute.h"
 #include "tensor/stale_read.h"
@@ -44,6 +45,7 @@ MeshStorage::MeshStorage(at::Tensor local, const Placements& placements, const M
       local_(std::move(local)),
       placements_(placements),
       mesh_(mesh) {
+  made_in_step = MeshRuntime::of(mesh).stages.step_number();
   release_data_and_set_meta_custom_data_ptr_error_msg_(
       "this is a mesh tensor: its data is spread over ranks; read it with tessera::local(), tessera::full() or "
       "tessera::print(); to save modules and optimizers, call tessera::save(folder, state) on every rank; for torch::save of a "
@@ -98,6 +100,12 @@ void MeshStorage::drop(Completion restore) {
 void MeshStorage::refill(at::Tensor local) {
   local_ = std::move(local);
   completion_ = nullptr;
+}
+
+void MeshStorage::take_back(at::Tensor local, const Placements& placements) {
+  completion_ = nullptr;
+  deferred_ = nullptr;
+  replace(std::move(local), placements);
 }
 
 void MeshStorage::reduce_with_others() {

@@ -75,6 +75,8 @@ class MeshStorage final : public c10::StorageImpl {
   /// Runs and clears the hook of set_reducer, if there is one.
   void reduce_with_others();
 
+  /// The step in which this value, or what it is a view of, was made: StageRuntime::step_number().
+  std::uint32_t made_in_step = 0;
   /// Of a view that has memory of its own, since it had to be made from gathered data; null: none.
   std::unique_ptr<ViewCopy> copy;
   /// A view: its memory is part of another tensor's.
@@ -125,6 +127,8 @@ class MeshStorage final : public c10::StorageImpl {
   /// Frees the shard; `restore` must refill it before it may be read.
   void drop(Completion restore);
   void refill(at::Tensor local);
+  /// The shard is `local` again, whatever was to fill or to replace it.
+  void take_back(at::Tensor local, const Placements& placements);
 
   void release_resources() override;
 

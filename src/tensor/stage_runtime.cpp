@@ -105,18 +105,19 @@ void StageRuntime::start_epoch(const Mesh& mesh, bool tell_peers) {
   knows_epochs_ = comm::detail::start_epoch(mesh.along(map_.axis()), epoch(), tell_peers);
 }
 
-void StageRuntime::begin_step(const Mesh& mesh) {
+void StageRuntime::begin_step(const Mesh& mesh, bool again) {
   if (map_.axis() < 0) return;
   refuse_old_messages();
+  steps_ = again ? steps_ + 1 : (steps_ | 1U) + 1;
+  if (again) last_failure_ = steps_;
   // Not told when it fails: a rank that ends the job wakes the others with its reason.
-  const bool failed = last_failure_ == steps_;
-  ++steps_;
-  start_epoch(mesh, /*tell_peers=*/failed);
+  start_epoch(mesh, /*tell_peers=*/std::exchange(failed_, false));
 }
 
 void StageRuntime::fail_step(const Mesh& mesh) {
   if (map_.axis() < 0) return;
   last_failure_ = steps_;
+  failed_ = true;
   for (Outgoing& outgoing : outgoing_) outgoing.abandoned = true;
   start_epoch(mesh, /*tell_peers=*/false);
 }
@@ -229,18 +230,18 @@ void StageRuntime::tell(const Subject& subject, const CallShape& shape, const Me
   Message words{static_cast<std::int64_t>(subject.epoch), static_cast<std::int64_t>(subject.id),
                 static_cast<std::int64_t>(body.size()), kIsShape};
   words.insert(words.end(), body.begin(), body.end());
-  post(words, mesh);
+  post(words, subject.epoch, mesh);
 }
 
 void StageRuntime::tell_failure(std::uint64_t key, const std::exception_ptr& failure, const Mesh& mesh) {
   const auto [kind, text] = describe(failure);
   Message words{0, static_cast<std::int64_t>(key), static_cast<std::int64_t>(text.size()), kind};
   words.insert(words.end(), text.begin(), text.end());
-  post(words, mesh);
+  post(words, 0, mesh);
 }
 
 /// In two parts, the first of which all have.
-void StageRuntime::post(const Message& message, const Mesh& mesh) {
+void StageRuntime::post(const Message& message, std::uint64_t epoch, const Mesh& mesh) {
   Message words = message;
   words.resize(std::max(words.size(), static_cast<std::size_t>(kFirstWords)), 0);
   at::Tensor all = of_words(static_cast<std::int64_t>(words.size()));
@@ -250,18 +251,18 @@ void StageRuntime::post(const Message& message, const Mesh& mesh) {
   const int me = mesh.coordinate(map_.axis());
   for (int rank = 0; rank < map_.ranks(); ++rank) {
     if (rank == me) continue;
-    send(all.narrow(0, 0, kFirstWords), rank, kMessageTag, 0, mesh);
+    send(all.narrow(0, 0, kFirstWords), rank, kMessageTag, epoch, mesh);
     if (all.size(0) > kFirstWords) {
-      send(all.narrow(0, kFirstWords, all.size(0) - kFirstWords), rank, kMessageTag, 0, mesh);
+      send(all.narrow(0, kFirstWords, all.size(0) - kFirstWords), rank, kMessageTag, epoch, mesh);
     }
   }
 }
 
-StageRuntime::Message StageRuntime::receive_message(int from, const Mesh& mesh) const {
+StageRuntime::Message StageRuntime::receive_message(int from, std::uint64_t epoch, const Mesh& mesh) const {
   Message message;
   const auto receive_words = [&](std::int64_t count) {
     at::Tensor part = of_words(count, mesh.device());
-    receive(part, from, kMessageTag, 0, mesh);
+    receive(part, from, kMessageTag, epoch, mesh);
     part = part.cpu();
     message.insert(message.end(), part.data_ptr<std::int64_t>(), part.data_ptr<std::int64_t>() + count);
   };
@@ -274,7 +275,7 @@ StageRuntime::Message StageRuntime::receive_message(int from, const Mesh& mesh) 
 CallShape StageRuntime::learn(const Subject& subject, int from, const Mesh& mesh) {
   const auto wanted = std::make_pair(from, subject);
   while (mailbox_[wanted].empty()) {
-    Message message = receive_message(from, mesh);
+    Message message = receive_message(from, subject.epoch, mesh);
     const Subject about{static_cast<std::uint64_t>(message[0]), static_cast<std::uint64_t>(message[1])};
     mailbox_[{from, about}].push_back(std::move(message));
   }

@@ -18,10 +18,20 @@
 #include "tensor/deferred.h"
 #include "tensor/microbatch.h"
 #include "tensor/stage_map.h"
+#include "tessera/base/error.h"
 #include "tessera/comm/communicator.h"
 #include "tessera/tensor/stages.h"
 
 namespace tessera::tensor {
+
+class Journal;
+
+/// A step in schedule order met what has to be learned outside of it. All ranks of the pipeline meet it, or wait for one
+/// that has.
+class NewInSchedule : public ShapeError {
+ public:
+  using ShapeError::ShapeError;
+};
 
 /// One rank's part in moving things between the stages of one mesh. Without stages it does nothing.
 class StageRuntime {
@@ -39,14 +49,21 @@ class StageRuntime {
   [[nodiscard]] const StageTraffic& traffic() const noexcept { return traffic_; }
 
   /// A step begins, on all ranks: messages reach only ranks in the same step whose last failure is the same.
+  /// `again`: the step that failed last runs a second time.
   /// Throws  CommunicationError after a failed step, where the transport would take old messages for new ones
-  void begin_step(const Mesh& mesh);
+  void begin_step(const Mesh& mesh, bool again = false);
   /// The step ends by an exception, and may do so elsewhere on other ranks: those that wait for this one fail when it
   /// begins the next. What it sent is no longer waited for, and copies on other stages are forgotten, since ranks may
   /// differ in which they made.
   void fail_step(const Mesh& mesh);
-  /// Number of the last step that failed; 0: none did.
+  /// Number of the last step that failed, or of its second run; 0: none did.
   [[nodiscard]] std::uint32_t last_failure() const noexcept { return last_failure_; }
+  /// Of the step in progress, or the last one: even, but odd for a second run.
+  [[nodiscard]] std::uint32_t step_number() const noexcept { return steps_; }
+  /// Ranks that wait for one that gave up hear of it, so that all can run a step again.
+  [[nodiscard]] bool can_run_again() const noexcept { return knows_epochs_; }
+  /// A peer in that epoch runs the step again that failed here.
+  [[nodiscard]] bool runs_again(std::uint64_t epoch_of_peer) const noexcept { return epoch_of_peer >> 32U == steps_ + 1; }
 
   /// Where operators of forward ran.
   [[nodiscard]] ForwardStages& forward() noexcept { return microbatch_->forward; }
@@ -67,6 +84,8 @@ class StageRuntime {
     bool in_schedule_order = false;
     /// Where gradients of weights wait that need not be computed now; null: none wait.
     DeferredQueue* deferred = nullptr;
+    /// Gets what the step changes; null: it will not be taken back.
+    Journal* journal = nullptr;
   };
   void set_conductor(Conductor conductor) { conductor_ = std::move(conductor); }
   [[nodiscard]] const Conductor& conductor() const noexcept { return conductor_; }
@@ -132,9 +151,9 @@ class StageRuntime {
   };
   [[nodiscard]] Subject next_values() noexcept { return {epoch(), static_cast<std::uint64_t>(next_tag())}; }
   void tell(const Subject& subject, const CallShape& shape, const Mesh& mesh);
-  void post(const Message& message, const Mesh& mesh);
+  void post(const Message& message, std::uint64_t epoch, const Mesh& mesh);
   [[nodiscard]] CallShape learn(const Subject& subject, int from, const Mesh& mesh);
-  [[nodiscard]] Message receive_message(int from, const Mesh& mesh) const;
+  [[nodiscard]] Message receive_message(int from, std::uint64_t epoch, const Mesh& mesh) const;
 
   StageMap map_;
   StageTraffic traffic_;
@@ -148,6 +167,7 @@ class StageRuntime {
   std::map<std::pair<int, Subject>, std::deque<Message>> mailbox_;
   std::uint32_t steps_ = 1;
   std::uint32_t last_failure_ = 0;
+  bool failed_ = false;  ///< and no step began since
   /// The transport tells messages of different epochs apart.
   bool knows_epochs_ = true;
 };

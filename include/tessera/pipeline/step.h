@@ -39,6 +39,9 @@ struct StepOptions {
   const GradScaler* scaler = nullptr;
   /// Gets what this rank did when, in order; may be null. Not owned.
   std::vector<pipeline::TracedAction>* trace = nullptr;
+  /// Called before a step that was taken back runs again: puts back what `loss` changed (counters, metrics, states that it
+  /// carries over steps), since it will be called for all micro-batches anew.
+  std::function<void()> before_second_run = nullptr;
 };
 
 /// The tensors of one micro-batch -> its loss, one element.
@@ -54,16 +57,19 @@ using MicrobatchLoss = std::function<at::Tensor(const std::vector<at::Tensor>& p
 ///
 /// On a mesh with an axis pp and several micro-batches, each rank runs forward and backward of its stages in the order
 /// of its row of the schedule. The first call with batches of some sizes runs the micro-batches one after the other:
-/// it teaches ranks the shapes of what other stages compute. Normalisation over the batch (BatchNorm) sees one
+/// it teaches ranks the shapes of what other stages compute. A later step that meets something new (a weight unfrozen, a
+/// block left out, another term of the loss) is taken back and runs again in that way: gradients, buffers and whatever else
+/// lies on the mesh are as they were, random numbers are drawn again, but `loss` was called already for some micro-batches,
+/// others on each rank: see before_second_run. Normalisation over the batch (BatchNorm) sees one
 /// micro-batch at a time. `loss` must do the same for every micro-batch: branches on values are possible if the
-/// schedule has one stage per rank, sizes that depend on values are not.
+/// schedule has one stage per rank; where sizes depend on values, no step runs in the order of the schedule.
 ///
 /// Order     collective on a mesh
 /// Threads   called by its rank's thread. With several stages per rank, micro-batches run on threads of their own, one
 ///           at a time, with this thread's LibTorch state (grad mode, autocast, number of threads)
 /// Throws    ConfigError for fewer samples than micro-batches, a schedule that does not fit the mesh's stages or the
-///           number of micro-batches, or a module whose forward goes back to an earlier stage; ShapeError for shapes
-///           that differ from the first call's
+///           number of micro-batches, or a module whose forward goes back to an earlier stage; ShapeError for something
+///           new in a later step where it cannot be taken back: on transports other than thread and shm on CPUs
 at::Tensor step(torch::nn::Module& module, const std::vector<at::Tensor>& batch, const MicrobatchLoss& loss,
                 const StepOptions& options = {});
 
