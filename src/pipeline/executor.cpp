@@ -2,6 +2,8 @@
 // Runs one rank's row of a schedule.
 #include "pipeline/executor.h"
 
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
 #include <algorithm>
 #include <chrono>
 #include <exception>
@@ -44,6 +46,10 @@ class Conducted {
   tensor::StageRuntime& stages_;
 };
 
+bool are_threads(const Mesh& mesh) {
+  return mesh.size() > 1 && mesh.everyone().backend()->getBackendName() == "thread";
+}
+
 void finish(tensor::DeferredQueue& queue) {
   for (const auto& work : queue) work->run();
   queue.clear();
@@ -65,7 +71,8 @@ Executor::Executor(const Mesh& mesh, int num_microbatches, Work work, bool again
     : runtime_(tensor::MeshRuntime::of(mesh)),
       mesh_(mesh),
       exceptions_before_(std::uncaught_exceptions()),
-      work_(std::move(work)) {
+      work_(std::move(work)),
+      plain_random_(num_microbatches, are_threads(mesh)) {
   runtime_.stages.begin_step(mesh, again);
   // Draws of a micro-batch are numbered from where the mesh stands, under the micro-batch's own number.
   constexpr int kDrawBits = 40;
@@ -91,11 +98,13 @@ Executor::~Executor() {
     most = std::max(most, microbatch->counts.random.num_draws - first);
   }
   runtime_.random.num_draws += most;
+  plain_random_.finish();
 }
 
 void Executor::run_one_by_one() {
   for (std::size_t index = 0; index < microbatches_.size(); ++index) {
     const Entered entered(runtime_, microbatches_[index]->counts);
+    const PlainRandom::Drawing drawing(plain_random_, static_cast<int>(index));
     work_.forward(static_cast<int>(index));
     if (work_.backward) work_.backward(static_cast<int>(index));
   }
@@ -117,6 +126,7 @@ void Executor::run(const Schedule& schedule, const std::vector<Action>& row, std
 void Executor::run(const Action& action) {
   Microbatch& microbatch = *microbatches_[static_cast<std::size_t>(action.microbatch)];
   const Entered entered(runtime_, microbatch.counts);
+  const PlainRandom::Drawing drawing(plain_random_, action.microbatch);
   current_ = action;
   advance(action);
 }

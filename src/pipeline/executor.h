@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "pipeline/pausable.h"
+#include "pipeline/plain_random.h"
 #include "tensor/decision_cache.h"
 #include "tessera/module/autocast.h"
 #include "tessera/pipeline/schedule.h"
@@ -36,6 +37,8 @@ class Executor {
   /// Throws  NewInSchedule if a micro-batch does what has to be learned one by one
   void run(const Schedule& schedule, const std::vector<Action>& row, std::vector<TracedAction>* trace,
            tensor::Journal& journal);
+  /// Ranks are threads, and one of them drew from the generator of LibTorch that they share.
+  [[nodiscard]] bool saw_shared_draws() const { return plain_random_.is_shared() && plain_random_.has_moved(); }
 
  private:
   struct Microbatch;
@@ -51,6 +54,7 @@ class Executor {
   Mesh mesh_;
   int exceptions_before_;
   Work work_;
+  PlainRandom plain_random_;
   std::vector<std::unique_ptr<Microbatch>> microbatches_;
   int num_chunks_ = 1;
   Action current_;  ///< in progress

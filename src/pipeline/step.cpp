@@ -16,6 +16,7 @@
 #include "comm/epoch.h"
 #include "module/gradient_reducer.h"
 #include "pipeline/executor.h"
+#include "pipeline/plain_random.h"
 #include "tensor/backward_order.h"
 #include "tensor/journal.h"
 #include "tensor/mesh_storage.h"
@@ -205,10 +206,13 @@ class Step {
   }
 
   void run_on_one_device() {
+    pipeline::PlainRandom random(options_.microbatches, /*is_shared=*/false);
     for (int microbatch = 0; microbatch < options_.microbatches; ++microbatch) {
+      const pipeline::PlainRandom::Drawing drawing(random, microbatch);
       forward(microbatch);
       if (trains_) backward(microbatch, nullptr);
     }
+    random.finish();
   }
 
   /// The last backward reduces what all of them added up, while it goes on.
@@ -258,6 +262,11 @@ class Step {
     stages.hindrances() = {};
     executor.run_one_by_one();
     check_fits(schedule, stages.hindrances());
+    if (executor.saw_shared_draws() && mesh_->rank() == 0) {
+      base::warn("step: LibTorch's default generator was drawn from while micro-batches ran (torch::randn(sizes), say), and "
+                 "ranks that are threads share it: each may have other numbers. Draw on mesh tensors (randn_like, dropout), "
+                 "or run ranks as processes");
+    }
   }
 
   /// False: there is something to learn first. All is as it was before, on all ranks.

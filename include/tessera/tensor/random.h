@@ -12,7 +12,9 @@
 // rank and on a thousand. Plain LibTorch draws other numbers: compare with a mesh of one rank, not with plain tensors.
 //
 // Not covered, and refused on more than one rank: binomial and the gamma family. An explicit
-// torch::Generator is refused, and torch::rand() and others without a tensor argument stay plain.
+// torch::Generator is refused, and torch::rand() and others without a tensor argument stay plain: the same on all ranks if
+// these are processes that called torch::manual_seed alike (tessera::step keeps it so in pipelines). Ranks that are threads
+// share LibTorch's generator and draw different numbers from it.
 #pragma once
 
 #include <cstdint>
