@@ -38,8 +38,6 @@ Part part_of(const OpCall& call, const TensorArg& tensor) {
   return part_of(call.schema.arguments()[static_cast<std::size_t>(tensor.argument)].name());
 }
 
-bool is_backward(const c10::FunctionSchema& schema) { return schema.name().ends_with("_backward"); }
-
 /// Outputs of forward that are [batch, query heads, ...].
 bool is_cut_output(std::string_view name) { return name == "output" || name == "logsumexp" || name == "log_sumexp"; }
 

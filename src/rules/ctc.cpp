@@ -18,8 +18,6 @@ constexpr int kBatchDim = 1;  ///< of log_probs [T, N, C]
 
 using Integers = std::vector<std::int64_t>;
 
-bool is_backward(const c10::FunctionSchema& schema) { return schema.name() == "aten::_ctc_loss_backward"; }
-
 /// Lengths among the tensors, or a single sequence without batch dim: whole only.
 bool can_cut_batch(const OpCall& call) {
   const bool as_numbers = call.named("input_lengths").isIntList();

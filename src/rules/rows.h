@@ -86,6 +86,9 @@ inline void other_dim_rows(const OpCall& call, int axis, Rows& rows) {
   }
 }
 
+/// The gradient of an operator, by its name.
+[[nodiscard]] inline bool is_backward(const c10::FunctionSchema& schema) { return schema.name().ends_with("_backward"); }
+
 /// A single sample's scores have no batch dim that could be sharded.
 [[nodiscard]] inline bool has_batch(const OpCall& call, int scores) { return call.tensor(scores).dim() > 1; }
 

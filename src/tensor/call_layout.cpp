@@ -122,7 +122,7 @@ at::Tensor Call::wrap_result(at::Tensor local, const Placements& placements, at:
   const bool is_row_major = known == nullptr && !info_.is_view && !shows_row_major(local) &&
                             strides_are_ambiguous(placements, *mesh_, sizes);
   if (known == nullptr && !is_row_major) return wrap(std::move(local), placements, *mesh_, sizes);
-  const Sizes strides = is_row_major ? contiguous_strides(sizes) : known->strides;
+  const Sizes strides = is_row_major ? tensor::contiguous_strides(sizes) : known->strides;
   if (!info_.is_view) local = in_order(local, memory_order(sizes, strides));
   return wrap_as(std::move(local), placements, *mesh_, sizes, strides, known == nullptr ? 0 : known->offset);
 }

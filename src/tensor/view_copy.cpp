@@ -38,7 +38,8 @@ void write_to_base(MeshStorage& storage) {
   const Mesh& mesh = storage.mesh();
   const Strided& view = *copy.shows;
   const Placements wanted = as_base_takes(copy, storage.placements());
-  const at::Tensor values = redistribute_local(storage.local_unfinished(), view.sizes, storage.placements(), wanted, mesh);
+  const at::Tensor values = redistribute_local(storage.local_unfinished(), view.sizes, view.strides, storage.placements(),
+                                               wanted, mesh);
   const at::Tensor& local = base.local();
   if (!local.is_meta() && !values.is_meta()) {
     const ViewOfBase view_of_base(Strided::of(copy.base), view);
@@ -68,7 +69,7 @@ void read_base_again(MeshStorage& storage, const at::Tensor& local) {
   for (int axis = 0; axis < gathered.size(); ++axis) {
     if (base.placements()[axis].is_stage()) gathered[axis] = base.placements()[axis];
   }
-  const at::Tensor whole = redistribute_local(shard, copy.base.sizes(), base.placements(), gathered, mesh);
+  const at::Tensor whole = redistribute_local(shard, copy.base.sizes(), copy.base.strides(), base.placements(), gathered, mesh);
   const Strided& view = *copy.shows;
   at::Tensor values = ViewOfBase(Strided::of(copy.base), view)
                           .read(whole, Box::of(copy.base.sizes(), gathered, mesh),
@@ -79,7 +80,7 @@ void read_base_again(MeshStorage& storage, const at::Tensor& local) {
     if (storage.placements()[axis].is_stage()) made[axis] = storage.placements()[axis];
   }
   at::Tensor target = local;
-  target.copy_(redistribute_local(values, view.sizes, made, storage.placements(), mesh));
+  target.copy_(redistribute_local(values, view.sizes, view.strides, made, storage.placements(), mesh));
 }
 
 }  // namespace tessera::tensor

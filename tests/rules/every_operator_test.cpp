@@ -272,7 +272,7 @@ TEST_P(EveryOperatorOnAxes, EqualsPlainTensors) {
   const Result expected = evaluate(test, test.inputs());
   test::on_mesh(std::get<1>(GetParam()), [&](const Mesh& mesh) {
     const Tensors plain = test.inputs();
-    const auto possible = combinations(plain);
+    const auto possible = combinations(plain, choices);
     for (std::size_t turn = 0; turn < possible.size(); ++turn) {
       Tensors inputs;
       std::string what = test.name;
@@ -371,7 +371,7 @@ TEST_P(EveryLayout, EqualsPlainTensorsForEveryPlacement) {
   test::on_mesh(std::get<2>(GetParam()), [&](const Mesh& mesh) {
     const Tensors plain = test.inputs();
     std::size_t turn = 0;
-    for (const auto& placements : combinations(plain)) {
+    for (const auto& placements : combinations(plain, choices)) {
       Tensors inputs;
       std::string what = test.name;
       for (std::size_t i = 0; i < plain.size(); ++i) {
