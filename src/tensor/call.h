@@ -74,7 +74,7 @@ class Call {
                                     std::size_t element = 0) const;
   [[nodiscard]] at::Tensor wrap_as_planned(const at::Tensor& local, const Decision& decision) const;
   void wrap_list(c10::IValue& value, const Decision& decision, std::size_t output) const;
-  [[nodiscard]] Placements output_placements(const Decision& decision, std::size_t output) const;
+  [[nodiscard]] Placements output_placements(const Decision& decision, std::size_t output, at::IntArrayRef sizes) const;
   void note_view(const at::Tensor& result, const Decision& decision, std::size_t element) const;
   void note_copy(MeshStorage& storage, const Decision& decision, std::size_t element) const;
   void note_cast(const at::Tensor& result) const;

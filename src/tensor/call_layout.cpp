@@ -51,7 +51,7 @@ bool Call::hides_strides(const Decision& decision) const {
     if (!is_mesh(slot.tensor)) continue;
     if (strides_are_ambiguous(storage_of(slot.tensor).placements(), *mesh_, slot.tensor.sizes())) return true;
   }
-  for (std::size_t i = 0; decision.sizes_known && i < decision.outputs.size(); ++i) {
+  for (std::size_t i = 0; decision.sizes_known && i < decision.output_sizes.size(); ++i) {
     const Sizes& sizes = decision.output_sizes[i];  // none: this output is not defined
     if (!sizes.empty() && strides_are_ambiguous(decision.outputs[i], *mesh_, sizes)) return true;
   }

@@ -92,7 +92,7 @@ at::Tensor Call::wrap_one(const at::Tensor& local, const Decision& decision, std
 }
 
 /// An activation goes to where the plan of its parameter wants it: sequence parallelism starts at an embedding.
-Placements Call::output_placements(const Decision& decision, std::size_t output) const {
+Placements Call::output_placements(const Decision& decision, std::size_t output, at::IntArrayRef sizes) const {
   Placements wanted = decision.outputs[output];
   if (output != 0 || info_.rule == nullptr || !info_.rule->follows_plan_output) return wanted;
   const auto* plan = is_mesh(tensors_[0].tensor) ? storage_of(tensors_[0].tensor).output_plan.get() : nullptr;
@@ -101,11 +101,11 @@ Placements Call::output_placements(const Decision& decision, std::size_t output)
     const bool planned = (plan->axes >> static_cast<unsigned>(axis) & 1U) != 0 && mesh_->axis_size(axis) > 1;
     if (planned) wanted[axis] = plan->placements[axis];
   }
-  return canonical(wanted, decision.output_sizes[0], *mesh_);
+  return canonical(wanted, sizes, *mesh_);
 }
 
 at::Tensor Call::wrap_as_planned(const at::Tensor& local, const Decision& decision) const {
-  const Placements wanted = output_placements(decision, 0);
+  const Placements wanted = output_placements(decision, 0, decision.output_sizes[0]);
   if (wanted == decision.outputs[0]) return wrap_one(local, decision, 0);
   const Sizes& sizes = decision.output_sizes[0];
   for (const Placement& placement : wanted) {

@@ -295,7 +295,7 @@ c10::IValue Call::absent_output(const OutputShape& shape, const Decision& decisi
       continue;
     }
     list.push_back(wrap_absent(tensor.sizes, tensor.strides, tensor.offset, tensor.dtype,
-                               output_placements(decision, output), *mesh_));
+                               output_placements(decision, output, tensor.sizes), *mesh_));
     note_view(list.get(list.size() - 1), decision, list.size() - 1);
     note_cast(list.get(list.size() - 1));
   }

@@ -5,14 +5,7 @@
 namespace tessera::battery {
 
 const std::vector<KnownRefusal>& known_refusals() {
-  const std::string strided = "stft cuts frames by as_strided, which is refused along a sharded batch";
-  static const std::vector<KnownRefusal> kTable{
-      {"Spectrogram_stft", "dp=2", strided},
-      {"Spectrogram_stft", "dp=3", strided},
-      {"Spectrogram_stft", "zero 3", strided},
-      {"Spectrogram_stft", "dp=2,tp=2 random", strided},
-      {"Spectrogram_stft", "dp_replicate=2,dp_shard=2,tp=2 random", strided},
-  };
+  static const std::vector<KnownRefusal> kTable{};
   return kTable;
 }
 

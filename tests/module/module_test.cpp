@@ -155,9 +155,9 @@ TEST(GradientBuckets, SendEveryGradientOnceOn2Ranks) {
     model->zero_grad();
     const auto start = mesh.traffic();
     (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
-    // One bucket, and the count of targets that the mean divides by.
-    EXPECT_EQ(mesh.traffic().calls - start.calls, 2);
-    EXPECT_EQ(mesh.traffic().bytes - start.bytes, bytes + 8);
+    // One bucket, the count of targets that the mean divides by, and the loss.
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 3);
+    EXPECT_EQ(mesh.traffic().bytes - start.bytes, bytes + 8 + 8);
   });
 }
 
@@ -168,7 +168,7 @@ TEST(GradientBuckets, AreCutBySize) {
     distribute(*model, mesh, Plan(), {.bucket_bytes = 1, .first_bucket_bytes = 1});
     const auto start = mesh.traffic();
     (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
-    EXPECT_EQ(mesh.traffic().calls - start.calls, 1 + static_cast<std::int64_t>(model->parameters().size()));
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 2 + static_cast<std::int64_t>(model->parameters().size()));
   });
 }
 
@@ -215,9 +215,9 @@ TEST(NoSync, AddsGradientsWithoutCommunication) {
       const NoSync guard(*model);
       for (int i = 0; i < 2; ++i) (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
     }
-    EXPECT_EQ(mesh.traffic().calls - start.calls, 2) << "only the counts of targets";
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 4) << "only the counts of targets, and the losses";
     (void)step(*model, shard_batch(mesh, batch()), shard_batch(mesh, targets()), loss_of);
-    EXPECT_EQ(mesh.traffic().calls - start.calls, 4) << "one bucket for three backward passes";
+    EXPECT_EQ(mesh.traffic().calls - start.calls, 7) << "one bucket for three backward passes";
     for (std::size_t i = 0; i < model->parameters().size(); ++i) {
       EXPECT_TRUE(at::allclose(full(model->parameters()[i].grad()), alone->parameters()[i].grad(), 1e-12, 1e-13));
     }
