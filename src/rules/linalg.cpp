@@ -74,16 +74,45 @@ void distance_backward_rows(const OpCall& call, int axis, Rows& rows) {
   batch_rows<2, 2>(call, axis, rows);
 }
 
+bool lies_row_major(const TensorArg& tensor) {
+  std::int64_t stride = 1;
+  for (std::size_t dim = tensor.sizes.size(); dim-- > 0;) {
+    if (tensor.sizes[dim] != 1 && tensor.strides[dim] != stride) return false;
+    stride *= tensor.sizes[dim];
+  }
+  return true;
+}
+
+/// Determinants factor the transpose of what is row-major, and their backward asks the whole whether it was: decision.notes.
+void compute_determinant(const c10::OperatorHandle& op, const Decision& decision, const Mesh&, torch::jit::Stack& stack) {
+  const at::Tensor matrices = stack.back().toTensor();
+  const bool row_major = decision.notes[0] != 0;
+  if (row_major) {
+    stack.back() = matrices.contiguous();
+  } else if (matrices.is_contiguous()) {
+    stack.back() = matrices.mT().contiguous().mT();
+  }
+  op.callBoxed(stack);
+}
+
+void localise_determinant(const OpCall& call, Decision& decision) {
+  decision.notes = {lies_row_major(call.tensor(0)) ? 1 : 0};
+  decision.compute = compute_determinant;
+}
+
 }  // namespace
 
 void add_linalg_rules(RuleTable& table) {
   for (const char* name :
-       {"aten::_linalg_det", "aten::_linalg_slogdet", "aten::linalg_inv_ex", "aten::linalg_cholesky_ex", "aten::cholesky",
+       {"aten::linalg_inv_ex", "aten::linalg_cholesky_ex", "aten::cholesky",
         "aten::cholesky_inverse", "aten::_linalg_eigh", "aten::linalg_eig", "aten::_linalg_eigvals", "aten::_linalg_svd",
         "aten::linalg_qr", "aten::linalg_lu", "aten::linalg_lu_factor_ex", "aten::linalg_matrix_exp", "aten::geqrf",
         "aten::linalg_ldl_factor_ex", "aten::_linalg_solve_ex", "aten::linalg_solve_triangular", "aten::triangular_solve",
         "aten::_cholesky_solve_helper", "aten::cholesky_solve", "aten::linalg_pinv"}) {
     table[name] = {.rows = batch_rows<2>};
+  }
+  for (const char* name : {"aten::_linalg_det", "aten::_linalg_slogdet"}) {
+    table[name] = {.rows = batch_rows<2>, .localise = localise_determinant};
   }
   table["aten::linalg_householder_product"] = {.rows = batch_rows<2, 1>};
   table["aten::ormqr"] = {.rows = batch_rows<2, 1>};

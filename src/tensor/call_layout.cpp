@@ -115,12 +115,13 @@ const ResultShape* Call::known_layout(at::IntArrayRef sizes, std::size_t output,
 }
 
 /// Where a shard does not show how the whole lies, it is brought to lie as the whole would on one device: kernels expect
-/// that inputs with equal strides lie alike. A view lies as its base does.
+/// that inputs with equal strides lie alike. Where nobody can say, not even of a partial sum, it lies row-major, so that all
+/// ranks agree. A view lies as its base does.
 at::Tensor Call::wrap_result(at::Tensor local, const Placements& placements, at::IntArrayRef sizes, std::size_t output,
                              std::size_t element) const {
   const ResultShape* known = known_layout(sizes, output, element);
   const bool is_row_major = known == nullptr && !info_.is_view && !shows_row_major(local) &&
-                            strides_are_ambiguous(placements, *mesh_, sizes);
+                            (layout_ != nullptr || strides_are_ambiguous(placements, *mesh_, sizes));
   if (known == nullptr && !is_row_major) return wrap(std::move(local), placements, *mesh_, sizes);
   const Sizes strides = is_row_major ? tensor::contiguous_strides(sizes) : known->strides;
   if (!info_.is_view) local = in_order(local, memory_order(sizes, strides));

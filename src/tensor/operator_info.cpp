@@ -84,7 +84,8 @@ OperatorInfo::OperatorInfo(const c10::OperatorHandle& op) : name(op.schema().nam
   deferral = deferral_of(op.operator_name());
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   reads_sizes_only = name.ends_with("_like") || name.starts_with("aten::new_");
-  reads_strides = base_name(name) == "aten::as_strided";
+  const auto base = base_name(name);
+  reads_strides = base == "aten::as_strided" || base == "aten::_linalg_det" || base == "aten::_linalg_slogdet";
   expensive = is_expensive(base_name(name));
   sizes_depend_on_values = op.hasTag(at::Tag::dynamic_output_shape);
   is_cast = name == "aten::_to_copy";

@@ -37,7 +37,7 @@ struct OperatorInfo {
   bool random = false;
   bool sizes_depend_on_values = false;  ///< nonzero, index with a mask ...
   bool reads_sizes_only = false;        ///< zeros_like, new_empty ...: not the data of its tensors
-  bool reads_strides = false;           ///< as_strided: how its tensor lies in memory
+  bool reads_strides = false;           ///< what it does depends on how its tensor lies in memory
   bool expensive = false;               ///< selective recomputation keeps what it gives
   bool gives_values = false;            ///< item() and what else returns no tensors
   Deferral deferral = Deferral::kNone;

@@ -364,9 +364,30 @@ void expect_shards_lie_as_strides_say(const Tensors& found, const std::string& w
   }
 }
 
+/// Why a case cannot be asked in a layout; empty: it can.
+std::string hindrance(const std::string& name, const std::string& layout) {
+  struct Row {
+    std::string name, layout, reason;
+  };
+  static const std::vector<Row> kTable{
+      {"as_strided_patches", "", "as_strided is about memory, not about values"},
+      {"as_strided_windows", "", "as_strided is about memory, not about values"},
+      {"stft", "Expanded", "frames by as_strided of samples that share memory are refused"},
+      {"view_merge_split", "ChannelsLast", "one device refuses the view"},
+      {"cross_entropy_ignore", "Expanded", "all targets are ignored, and the mean is NaN"},
+      {"sort_topk", "Expanded", "LibTorch's median of an expanded tensor reads other memory"},
+      {"arrange", "ChannelsLast", "windows of unfold share memory, which strides of the whole do not show"},
+  };
+  for (const Row& row : kTable) {
+    if (row.name == name && (row.layout.empty() || row.layout == layout)) return row.reason;
+  }
+  return {};
+}
+
 TEST_P(EveryLayout, EqualsPlainTensorsForEveryPlacement) {
   const Case& test = cases()[std::get<0>(GetParam())];
   const Layout& layout = layouts()[std::get<1>(GetParam())];
+  if (const std::string reason = hindrance(test.name, layout.name); !reason.empty()) GTEST_SKIP() << reason;
   const Result expected = evaluate_laid(test, test.inputs(), layout, [](const Tensor& cotangent) { return cotangent; });
   test::on_mesh(std::get<2>(GetParam()), [&](const Mesh& mesh) {
     const Tensors plain = test.inputs();
