@@ -27,7 +27,7 @@ void register_composites() {
     rules::add_host_reading_composites(*library);
     rules::add_embedding_composites(*library);
   }
-  rules::add_view_composites(autograd);
+  rules::add_as_strided_composite(autograd);
 }
 
 }  // namespace tessera::tensor

@@ -22,7 +22,7 @@ void add_recurrent_composites(torch::Library& library);
 void add_host_reading_composites(torch::Library& library);
 void add_embedding_composites(torch::Library& library);
 /// For the autograd key alone: below it, as_strided is an operator with a rule.
-void add_view_composites(torch::Library& autograd);
+void add_as_strided_composite(torch::Library& autograd);
 
 /// Numbers that decide about sizes, such as lengths of sequences: whole, on the host.
 [[nodiscard]] std::vector<std::int64_t> whole_integers(const at::Tensor& tensor);

@@ -11,6 +11,7 @@ void add_factory_rules(tensor::RuleTable& table);
 void add_foreach_rules(tensor::RuleTable& table);
 void add_matmul_rules(tensor::RuleTable& table);
 void add_view_rules(tensor::RuleTable& table);
+void add_as_strided_rules(tensor::RuleTable& table);
 void add_arrange_rules(tensor::RuleTable& table);
 void add_index_rules(tensor::RuleTable& table);
 void add_sort_rules(tensor::RuleTable& table);

@@ -16,6 +16,7 @@ const RuleTable& rule_table() {
     rules::add_linalg_rules(table);
     rules::add_fourier_rules(table);
     rules::add_view_rules(table);
+    rules::add_as_strided_rules(table);
     rules::add_arrange_rules(table);
     rules::add_index_rules(table);
     rules::add_sort_rules(table);
