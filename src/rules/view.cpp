@@ -10,8 +10,6 @@
 #include "rules/families.h"
 #include "rules/rows.h"
 #include "rules/view_map.h"
-#include "tessera/base/error.h"
-#include "tessera/tensor/mesh_tensor.h"
 
 namespace tessera::rules {
 namespace {

@@ -219,6 +219,17 @@ void expect_equal(const Tensors& expected, const Tensors& found, const std::stri
   }
 }
 
+/// Inputs as `placements` say, and words for where a test stands.
+std::pair<Tensors, std::string> spread_all(const Case& test, const Tensors& plain, const std::vector<Placement>& placements,
+                                           const Mesh& mesh) {
+  std::pair<Tensors, std::string> result{{}, test.name};
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    result.first.push_back(spread(plain[i], placements[i], mesh));
+    result.second += " " + to_string(placements[i]);
+  }
+  return result;
+}
+
 void expect_every_combination(const Case& test, int ranks, Choices choices) {
   Tensors alone = test.inputs();
   for (Tensor& input : alone) input = input.to(test::device_of_ranks());
@@ -226,12 +237,7 @@ void expect_every_combination(const Case& test, int ranks, Choices choices) {
   test::on_mesh("dp=" + std::to_string(ranks), [&](const Mesh& mesh) {
     const Tensors plain = test.inputs();
     for (const auto& placements : combinations(plain, choices)) {
-      Tensors inputs;
-      std::string what = test.name;
-      for (std::size_t i = 0; i < plain.size(); ++i) {
-        inputs.push_back(spread(plain[i], placements[i], mesh));
-        what += " " + to_string(placements[i]);
-      }
+      const auto [inputs, what] = spread_all(test, plain, placements, mesh);
       const Result found = evaluate(test, inputs);
       expect_equal(expected.outputs, found.outputs, what + ": output ");
       expect_equal(expected.gradients, found.gradients, what + ": gradient ");
@@ -393,12 +399,7 @@ TEST_P(EveryLayout, EqualsPlainTensorsForEveryPlacement) {
     const Tensors plain = test.inputs();
     std::size_t turn = 0;
     for (const auto& placements : combinations(plain, choices)) {
-      Tensors inputs;
-      std::string what = test.name;
-      for (std::size_t i = 0; i < plain.size(); ++i) {
-        inputs.push_back(spread(plain[i], placements[i], mesh));
-        what += " " + to_string(placements[i]);
-      }
+      const auto [inputs, what] = spread_all(test, plain, placements, mesh);
       const Result found = evaluate_laid(test, inputs, layout, [&](const Tensor& cotangent) {
         const std::vector<Placement> possible = choices(cotangent);
         return spread(cotangent, possible[turn++ % possible.size()], mesh);
